@@ -1,0 +1,1 @@
+"""The suites that ship with flr-bench, as YAML files."""

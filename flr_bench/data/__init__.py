@@ -1,0 +1,1 @@
+"""From raw source to prepared examples. Knows no model."""

@@ -1,0 +1,1 @@
+"""Metrics, strata and significance. Knows only rankings and examples."""

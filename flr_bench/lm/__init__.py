@@ -1,0 +1,1 @@
+"""The machinery all language-model methods share. Knows no data source and no runner."""

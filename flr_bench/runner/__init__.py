@@ -1,0 +1,1 @@
+"""Suites, plans, cells, their execution and their store."""

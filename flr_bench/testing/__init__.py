@@ -1,0 +1,1 @@
+"""Contract tests that every recommender passes; shipped, so that plug-ins inherit them."""
