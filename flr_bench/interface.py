@@ -378,6 +378,7 @@ class Recommender(ABC):
     RankParams: ClassVar[type[Params]] = Params
 
     def __init__(self, params: Any) -> None:
+        """Take validated fit parameters; nothing is learned yet."""
         self.params = params
 
     @classmethod

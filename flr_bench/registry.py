@@ -32,6 +32,7 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str, *, locations: tuple[str, ...], group: str | None = None) -> None:
+        """Start empty; the locations are imported on first use."""
         self.kind = kind
         self._locations = locations
         self._group = group
