@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flr_bench.data.filtering import FilterParams
-from flr_bench.data.prepared import PreparedData, _targets_in_history, build, describe, prepare
+from flr_bench.data.prepared import REVISION, PreparedData, _targets_in_history, build, describe, prepare
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import SplitParams
 from flr_bench.errors import DamagedFileError, DataError, FlrBenchError, UnknownNameError
@@ -60,6 +60,12 @@ def test_counts_of_the_default_split(ml_100k: PreparedData) -> None:
     assert statistics["items_with_shared_title"] == 36
     assert round(statistics["tie_rate"], 2) == 0.76
     assert len(ml_100k.interactions) == 80_000
+
+
+def test_golden_checksum(ml_100k: PreparedData) -> None:
+    # Whoever changes this changes every result: bump REVISION with it.
+    assert REVISION == 1
+    assert ml_100k.checksum == "09cd683396971f54a89f848d0b3349b12c2a8b04ec12addd79612caa1575bcc9"
 
 
 def test_no_train_example_is_later_than_valid_nor_valid_than_test(ml_100k: PreparedData) -> None:
@@ -325,6 +331,19 @@ def test_timestamps_of_the_wrong_type() -> None:
     raw = toy()
     with pytest.raises(DataError, match="timestamps must be whole seconds"):
         make(RawData(raw.interactions.astype({"timestamp": float}), raw.items, "toy"))
+
+
+def test_keys_that_are_not_text() -> None:
+    raw = toy()
+    raw.interactions["user"] = range(len(raw.interactions))
+    with pytest.raises(DataError, match="the column 'user' must be text, not int64"):
+        make(raw)
+
+
+def test_missing_attributes_are_empty() -> None:
+    raw = toy()
+    raw.items.loc[2, "genres"] = None
+    assert make(raw).catalog.attributes["genres"][2] == ""
 
 
 def test_no_interactions() -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -255,3 +257,11 @@ def test_transition_oracle(ml_100k_data: PreparedData) -> None:
     summary = evaluate(top_k(scores, 10, seed=0), test, ml_100k_data.catalog, [10]).summary
     assert summary["hr@10"] == pytest.approx(0.096, abs=0.003)
     assert summary["ndcg@10"] == pytest.approx(0.049, abs=0.003)
+
+
+def test_per_example_survives_parquet(tmp_path: Path) -> None:
+    seen = np.array([0, 0, 3], dtype=np.int32)
+    interactions = Interactions(seen, seen, seen.astype(np.int64))
+    table = evaluate(make_ranking([[0, 1]] * 2), make_examples([0, 6]), CATALOG, [1], interactions).per_example
+    table.to_parquet(tmp_path / "per_example.parquet", index=False)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "per_example.parquet"), table)
