@@ -39,6 +39,7 @@ class ItemTrie:
         longest: ``[nodes]`` length in tokens of the longest title below the node.
         title_of_leaf, leaf_of_title: ``[titles]`` each other's inverse.
         title_length: ``[titles]`` number of tokens.
+        title_start, title_token: title ``i`` is ``title_token[title_start[i]:title_start[i + 1]]``.
         item_of_leaf_order: ``[items]`` items sorted by leaf, then by id.
         item_start: ``[titles + 1]`` offsets into ``item_of_leaf_order``, by leaf.
     """
@@ -55,6 +56,8 @@ class ItemTrie:
     title_of_leaf: Tensor
     leaf_of_title: Tensor
     title_length: Tensor
+    title_start: Tensor
+    title_token: Tensor
     item_of_leaf_order: Tensor
     item_start: Tensor
 
@@ -114,6 +117,8 @@ class ItemTrie:
             "title_of_leaf": order,
             "leaf_of_title": leaf_of_title,
             "title_length": lengths[leaf_of_title],
+            "title_start": offsets,
+            "title_token": tokens,
             "item_of_leaf_order": np.argsort(leaf_of_item, kind="stable"),
             "item_start": item_start,
         }
