@@ -99,16 +99,17 @@ class ItemTrie:
         Raises:
             DataError: a title is without tokens or without items, or two titles have the same tokens.
         """
-        tokens, offsets = np.asarray(tokens, dtype=np.int64), np.asarray(offsets, dtype=np.int64)
+        flat: Ints = np.asarray(tokens, dtype=np.int64)
+        offsets = np.asarray(offsets, dtype=np.int64)
         lengths = np.diff(offsets)
         _check(lengths, title_of_item)
-        order = _lexicographic_order(tokens, offsets[:-1], lengths)
+        order = _lexicographic_order(flat, offsets[:-1], lengths)
         starts, lengths = offsets[:-1][order], lengths[order]
-        common = _common_with_previous(tokens, starts, lengths)
+        common = _common_with_previous(flat, starts, lengths)
         if (same := np.flatnonzero(common[1:] == lengths[1:])).size and (lengths[same] == lengths[same + 1]).any():
             row = same[lengths[same] == lengths[same + 1]][0]
             raise DataError(f"titles {order[row]} and {order[row + 1]} have the same tokens; titles must be distinct")
-        nodes = _number_nodes(tokens, starts, lengths, common, order)
+        nodes = _number_nodes(flat, starts, lengths, common, order)
         leaf_of_title = np.empty_like(order)
         leaf_of_title[order] = np.arange(len(order))
         leaf_of_item = leaf_of_title[np.asarray(title_of_item, dtype=np.int64)]
@@ -118,7 +119,7 @@ class ItemTrie:
             "leaf_of_title": leaf_of_title,
             "title_length": lengths[leaf_of_title],
             "title_start": offsets,
-            "title_token": tokens,
+            "title_token": flat,
             "item_of_leaf_order": np.argsort(leaf_of_item, kind="stable"),
             "item_start": item_start,
         }

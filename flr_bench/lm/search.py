@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +103,7 @@ class Pool:
             expanded=self.expanded + other.expanded,
         )
 
-    def _columns(self) -> tuple[npt.NDArray[np.generic], ...]:
+    def _columns(self) -> tuple[Any, ...]:
         return self.titles, self.log_p, self.lengths, self.scores, self.proven, self.expanded
 
     def _padded(self, width: int) -> Pool:
@@ -247,7 +247,7 @@ def beam_search(
     walk = _Walk(model, prompts, thoughts, trie, guide)
     finished = _Finished(len(prompts), min(8 * width, trie.titles), walk)
     left_out = torch.zeros(len(prompts), dtype=torch.bool, device=trie.token.device)
-    step = walk.start()
+    step: _Step | None = walk.start()
     while step is not None:
         children = walk.children(step)
         finished.add(walk.rows, children)
@@ -293,7 +293,8 @@ def exact_search(
     walk = _Walk(model, prompts, thoughts, trie, guide)
     finished = _Finished(len(prompts), min(max(4 * k, 16), trie.titles), walk)
     proven = torch.ones(len(prompts), dtype=torch.bool, device=trie.token.device)
-    step, frontier = walk.start(), None
+    step: _Step | None = walk.start()
+    frontier: _Nodes | None = None
     while step is not None:
         children = walk.children(step)
         finished.add(walk.rows, children)
@@ -461,7 +462,9 @@ class _Walk:
         """The root: it stands at the last thought, or at the prompt's last token."""
         hidden = self.prompts.last[:, None, :]
         index = torch.full((len(self.prompts), 1), -1, dtype=torch.int64, device=self.rows.device)
-        for thought in [] if self.thoughts is None else self.thoughts.split(1, dim=1):
+        thoughts = hidden[:, :0] if self.thoughts is None else self.thoughts
+        for place in range(thoughts.shape[1]):
+            thought = thoughts[:, place : place + 1]
             hidden = self._tree.append(thought.to(hidden.dtype), index)
             index = index + 1
         root = torch.zeros_like(index)
