@@ -232,3 +232,36 @@ def test_probabilities_that_are_not_numbers_are_an_error():
         model.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.raises(FlrBenchError, match="not numbers"):
         beam_search(model, prompts, None, trie, k=1)
+
+
+def test_titles_of_one_length_are_found_as_by_generate_with_a_prefix_function():
+    rng = np.random.default_rng(7)
+    titles = list({(*rng.integers(1, 11, 4).tolist(), 0): None for _ in range(150)})
+    model, trie, (ids, lengths) = make_model(), build(titles), some_prompts(9, 4)
+    pool = beam_search(model, encode_prompts(model, ids, lengths), None, trie, k=10, beams=10)
+    for row in range(4):
+        prompt = ids[row, : lengths[row]]
+
+        def allowed(_batch, sequence, start=int(lengths[row])):
+            prefix = tuple(sequence[start:].tolist())
+            return sorted({t[len(prefix)] for t in titles if len(t) > len(prefix) and t[: len(prefix)] == prefix}) or [
+                0
+            ]
+
+        out = model.generate(
+            prompt[None],
+            attention_mask=torch.ones_like(prompt)[None],
+            num_beams=10,
+            num_return_sequences=10,
+            max_new_tokens=5,
+            do_sample=False,
+            length_penalty=0.0,
+            eos_token_id=0,
+            pad_token_id=0,
+            prefix_allowed_tokens_fn=allowed,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        found = [titles.index(tuple(sequence[len(prompt) :].tolist())) for sequence in out.sequences]
+        np.testing.assert_array_equal(pool.titles[row, :10], found)
+        np.testing.assert_allclose(pool.log_p[row, :10], out.sequences_scores.numpy(), atol=2e-5)
