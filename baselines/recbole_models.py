@@ -349,6 +349,7 @@ class RecBoleRecommender(Recommender, CatalogScorer):
             **MASK_FIELDS,
         )
         model: nn.Module = model_class(config, _Sizes(self.n_items + 1)).to(self.device)
+        _fuse_gelu(model)
         return model
 
     def _top(self, examples: Examples, k: int, seed: int) -> Ranking:
@@ -481,7 +482,7 @@ class BERT4Rec(RecBoleRecommender):
         counted = max(1, int(self.params.mask_ratio * self.input_length()))
         # Positions of the last `counted` masks, ascending, padded with 0 on the left.
         positions = torch.arange(items.shape[1], device=items.device)
-        index = torch.where(masked, positions, 0).sort(dim=1).values[:, -counted:]
+        index = torch.where(masked, positions, 0).sort(dim=1).values[:, -counted:].contiguous()
         if not bool((index > 0).any()):
             return None
         positives = torch.where(index > 0, items.gather(1, index), 0)
@@ -564,6 +565,16 @@ def _recbole_class(file: str, name: str) -> Any:
         # Importing RecBole's sequential models switches anomaly detection on, which makes training 1.6 x slower.
         torch.autograd.set_detect_anomaly(anomaly)
     return getattr(module, name)
+
+
+def _fuse_gelu(model: nn.Module) -> None:
+    """Let torch compute GELU in one pass: RecBole spells x * 0.5 * (1 + erf(x / sqrt 2)) out, half of SASRec's time."""
+    from torch.nn import functional
+
+    for module in model.modules():
+        spelled_out = getattr(module, "gelu", None)
+        if spelled_out is not None and getattr(module, "intermediate_act_fn", None) == spelled_out:
+            module.intermediate_act_fn = functional.gelu  # type: ignore[assignment]
 
 
 @contextmanager
