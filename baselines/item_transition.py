@@ -88,7 +88,7 @@ class ItemTransition(Recommender, CatalogScorer):
         return FitReport(0, 0, "closed_form", {}, parameters_total=size, parameters_trained=size)
 
     def log_probabilities(self, examples: Examples) -> Float32s:
-        """Logarithm of :math:`p(j \\mid i)` for every item, ``[n, items]`` float32."""
+        r"""Logarithm of :math:`p(j \mid i)` for every item, ``[n, items]`` float32."""
         back_off = self.params.back_off
         out = np.empty((len(examples), len(self.popularity)), dtype=np.float32)
         for row in range(len(examples)):
@@ -109,8 +109,11 @@ class ItemTransition(Recommender, CatalogScorer):
             FlrBenchError: ``k`` exceeds the catalog.
         """
         parts = [
-            top_k(self.log_probabilities(examples.take(np.arange(low, min(low + RANK_BATCH, len(examples))))), k,
-                  seed=context.seed)
+            top_k(
+                self.log_probabilities(examples.take(np.arange(low, min(low + RANK_BATCH, len(examples))))),
+                k,
+                seed=context.seed,
+            )
             for low in range(0, max(len(examples), 1), RANK_BATCH)
         ]
         return Ranking(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))

@@ -60,7 +60,9 @@ class Popularity(Recommender, CatalogScorer):
     """
 
     family = "floor"
-    citation = "Cremonesi, Koren, Turrin: Performance of Recommender Algorithms on Top-N Recommendation Tasks, RecSys 2010"
+    citation = (
+        "Cremonesi, Koren, Turrin: Performance of Recommender Algorithms on Top-N Recommendation Tasks, RecSys 2010"
+    )
     revision = 1
     stochastic = False
     FitParams = PopularityParams

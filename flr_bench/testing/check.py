@@ -138,7 +138,8 @@ def _methods_of(target: str) -> tuple[str, ...]:
     ]
     if not found:
         raise UsageError(
-            f"{target} registers no method; decorate the class with @RECOMMENDERS.register(NAME) from flr_bench.registry"
+            f"{target} registers no method; decorate the class with @RECOMMENDERS.register(NAME) "
+            "from flr_bench.registry"
         )
     return tuple(found)
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +30,15 @@ from flr_bench.interface import (
     Recommender,
 )
 from flr_bench.registry import METRICS, PREPARERS, RECOMMENDERS, SOURCES
-from flr_bench.testing.harness import Fitted, Harness, make_examples, shared_harness, small_data, small_split, tiny_params
+from flr_bench.testing.harness import (
+    Fitted,
+    Harness,
+    make_examples,
+    shared_harness,
+    small_data,
+    small_split,
+    tiny_params,
+)
 
 ALLOWED_SUFFIXES = {".safetensors", ".json", ".parquet", ".npy", ".txt", ".jinja"}
 K = 10
@@ -53,7 +62,7 @@ class RecommenderConformance:
         """Docstring, citation, family, revision and stages are there."""
         cls = self._class()
         assert cls.__dict__.get("__doc__"), f"{self.method} has no docstring; its first line is its entry in the list"
-        assert cls.__doc__.strip().splitlines()[0].strip(), f"{self.method}: the docstring's first line is empty"
+        assert (cls.__doc__ or "").strip(), f"{self.method}: the docstring is empty"
         assert getattr(cls, "citation", "").strip(), f"{self.method} has no citation; say where the method comes from"
         assert getattr(cls, "family", "").strip(), f"{self.method} has no family"
         assert isinstance(getattr(cls, "revision", None), int), f"{self.method} needs an integer revision"
@@ -92,7 +101,7 @@ class RecommenderConformance:
         for model in (self._class().FitParams, self._class().RankParams):
             for name in model.model_fields:
                 params = model()
-                error = _error_of(ValidationError, lambda p=params, n=name: setattr(p, n, getattr(p, n)))
+                error = _error_of(ValidationError, partial(setattr, params, name, getattr(params, name)))
                 assert error, f"{self.method}: {model.__name__} is not frozen"
 
     def test_stages_are_consistent(self) -> None:
@@ -148,12 +157,12 @@ class RecommenderConformance:
     def test_histories_of_unseen_items(self) -> None:
         """Histories that consist of items unseen in training only are ranked."""
         unseen = np.setdiff1d(np.arange(len(small_split().catalog)), small_split().interactions.items)
-        examples = make_examples([unseen[:1], unseen[1:4], unseen[:10]], targets=[0, 1, 2])
+        examples = make_examples([unseen[:1].tolist(), unseen[1:4].tolist(), unseen[:10].tolist()], targets=[0, 1, 2])
         self._check_ranking(self._rank(self._fitted(), examples, K), examples, K)
 
     def test_long_histories(self) -> None:
         """Histories longer than any in training are ranked."""
-        examples = make_examples([np.arange(3 * 10) % len(small_split().catalog)], targets=[0])
+        examples = make_examples([list(range(30))], targets=[0])
         self._check_ranking(self._rank(self._fitted(), examples, K), examples, K)
 
     def test_refuses_k_beyond_the_catalog(self) -> None:
@@ -349,7 +358,7 @@ def _check_space(label: str, field: FieldInfo, space: Mapping[str, Any]) -> None
         values = [space["low"], space["high"]]
     adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
     for value in values:
-        error = _error_of(ValidationError, lambda v=value: adapter.validate_python(v))
+        error = _error_of(ValidationError, partial(adapter.validate_python, value))
         assert not error, f"{label} contains {value!r}, which the parameter refuses"
 
 

@@ -25,8 +25,8 @@ from flr_bench.interface import (
     PrepareSpec,
     Progress,
     RankContext,
-    Ranking,
     RankFn,
+    Ranking,
     Recommender,
     Split,
 )
