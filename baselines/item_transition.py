@@ -52,8 +52,8 @@ class ItemTransition(Recommender, CatalogScorer):
     .. math:: p(j \mid i) = \frac{c_{ij} + \mu\, p_j}{\sum_{j'} c_{ij'} + \mu}
 
     where :math:`i` is the last item of the history, :math:`c_{ij}` counts the training examples with last item
-    :math:`i` and target :math:`j`, :math:`p_j` is the (add-one smoothed) share of targets that are :math:`j`,
-    and :math:`\mu` is ``back_off``.  After an item that nothing followed in training, the ranking is popularity.
+    :math:`i` and target :math:`j`, :math:`p_j` is the (add-one smoothed) share of training interactions with item
+    :math:`j`, and :math:`\mu` is ``back_off``.  After an item that nothing followed in training, the ranking is popularity.
 
     A first-order Markov chain with a Dirichlet prior: it knows order, but neither the user nor anything before
     the last item.  A trained sequential method that stays below it is not finished.
@@ -82,7 +82,7 @@ class ItemTransition(Recommender, CatalogScorer):
         self.starts = np.searchsorted(pairs, np.arange(n_items + 1, dtype=np.int64) * n_items).astype(np.int64)
         self.followers = (pairs % n_items).astype(np.int32)
         self.counts = counts.astype(np.int32)
-        popularity = np.bincount(train.targets, minlength=n_items) + 1.0
+        popularity = np.bincount(data.interactions.items, minlength=n_items) + 1.0
         self.popularity = popularity / popularity.sum()
         size = len(pairs) + n_items
         return FitReport(0, 0, "closed_form", {}, parameters_total=size, parameters_trained=size)
