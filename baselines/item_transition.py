@@ -53,7 +53,8 @@ class ItemTransition(Recommender, CatalogScorer):
 
     where :math:`i` is the last item of the history, :math:`c_{ij}` counts the training examples with last item
     :math:`i` and target :math:`j`, :math:`p_j` is the (add-one smoothed) share of training interactions with item
-    :math:`j`, and :math:`\mu` is ``back_off``.  After an item that nothing followed in training, the ranking is popularity.
+    :math:`j`, and :math:`\mu` is ``back_off``.  After an item that nothing followed in training, the ranking
+    is popularity.
 
     A first-order Markov chain with a Dirichlet prior: it knows order, but neither the user nor anything before
     the last item.  A trained sequential method that stays below it is not finished.
