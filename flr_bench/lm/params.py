@@ -37,6 +37,32 @@ class SingleLatentOptions(Params):
     )
 
 
+class SftParams(Params):
+    """Choices of the supervised stage; the published stage takes 3e-4, batch 128, 20 warm-up updates [C]."""
+
+    learning_rate: float = Field(
+        default=3e-4,
+        gt=0,
+        lt=1,
+        description="AdamW's largest step; 3e-4 in LatentR3 [C]",
+        json_schema_extra={"search": {"low": 3e-5, "high": 3e-3, "log": True}},
+    )
+    batch_size: int = Field(default=64, ge=1, description="examples per update")
+    micro_batch_tokens: int = Field(
+        default=4096, ge=1, description="padded tokens per pass at most; a batch runs in as many passes as it needs"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's weight decay, on matrices")
+    warmup: int = Field(default=20, ge=0, description="updates with rising step; 20 in LatentR3 [C]")
+    penalty_warmup: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of the updates over which penalties rise linearly to their weight: at the start only they "
+        "would move the factors [I]",
+    )
+    max_gradient_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is cut to this")
+
+
 class LatentGrpoParams(Params):
     """Choices of the reinforcement stage in latent space; defaults are LatentR3's where nothing else is said."""
 
