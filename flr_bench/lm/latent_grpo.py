@@ -156,9 +156,10 @@ def score_loss(samples: Tensor, mean: Tensor, old: Tensor, sigma: Tensor, advant
     Returns:
         A scalar; the caller divides by the number of prompts.
     """
-    noisy = samples[:, 1:].flatten(2).detach()
-    distance = (noisy - mean.flatten(1)[:, None]).square().sum(-1)
-    before = (noisy - old.detach().flatten(1)[:, None]).square().sum(-1)
+    precise = torch.promote_types(mean.dtype, torch.float32)
+    noisy = samples[:, 1:].flatten(2).detach().to(precise)
+    distance = (noisy - mean.flatten(1)[:, None].to(precise)).square().sum(-1)
+    before = (noisy - old.detach().flatten(1)[:, None].to(precise)).square().sum(-1)
     ratio = torch.exp((before - distance) / (2 * sigma**2))
     return -_clipped(ratio, advantage[:, 1:].to(ratio.dtype), clip).mean(1).sum()
 

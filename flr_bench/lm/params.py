@@ -132,10 +132,10 @@ class LatentGrpoParams(Params):
     )
 
     @model_validator(mode="after")
-    def _shuffle_needs_shuffled(self) -> Self:
+    def _no_contradictions(self) -> Self:
         if self.shuffle_of is not None and self.baseline != "shuffled":
             raise ValueError("shuffle_of is for baseline: shuffled; leave it out otherwise")
-        if self.noise_absolute is not None and "noise_scale" in self.model_fields_set:
+        if self.noise_absolute is not None and self.noise_scale != type(self).model_fields["noise_scale"].default:
             raise ValueError("give noise_scale or noise_absolute, not both")
         return self
 
