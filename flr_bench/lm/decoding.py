@@ -8,7 +8,7 @@ seeded permutation of the items as :func:`flr_bench.interface.top_k` uses.
 
 How a ranking is made (see also :func:`rank_pool`)::
 
-    decoding = DECODINGS.get("d3")
+    decoding = decoding_named("d3")
     settings = DecodingSettings(alpha=0.4, seed=0)
     guide = decoding.path_score(trie, settings, assistant_batch)
     pool = beam_search(model, prompts, thoughts, trie, k=k, beams=beams, path_score=guide)
@@ -233,6 +233,16 @@ class D3(Decoding):
         if settings.alpha < 1:
             score += (1 - settings.alpha) * candidates.log_assistant
         return score
+
+
+def decoding_named(name: str) -> Decoding:
+    """The registered decoding ``name``.
+
+    Raises:
+        UnknownNameError: nothing has that name.
+    """
+    decoding: Decoding = DECODINGS.get(name)()
+    return decoding
 
 
 def candidates_of(

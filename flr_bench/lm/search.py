@@ -498,7 +498,11 @@ class _Walk:
         return _Nodes(dense(nodes, -1), parents, dense(log_p, 0.0), dense(scores, -torch.inf))
 
     def log_probabilities(self, hidden: Tensor, source: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probability of each token after the hidden state (row of ``[n, d]``) it comes from; sources ascend."""
+        """Log-probability of each token after the hidden state (row of ``[n, d]``) it comes from; sources ascend.
+
+        Raises:
+            FlrBenchError: the probabilities are not numbers.
+        """
         used, position = torch.unique_consecutive(source, return_inverse=True)
         vocabulary = int(self.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
         chunk = max(1, _HEAD_VALUES // vocabulary)
@@ -509,7 +513,10 @@ class _Walk:
             table = token_log_probabilities(self.model, hidden[piece])
             parts.append(table[position[first:high] - low, tokens[first:high]])
             low += len(piece)
-        return torch.cat(parts).clamp_max(0.0) if parts else hidden.new_zeros(0, dtype=torch.float32)
+        values = torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+        if bool(values.isnan().any()):
+            raise FlrBenchError("the backbone gives probabilities that are not numbers; its weights are damaged")
+        return values.clamp_max(0.0)
 
     def allowed_mass(self, hidden: Tensor, nodes: Tensor) -> Tensor:
         """Logarithm of the probability of the tokens that continue each node, ``[b, N]`` (0 for leaves)."""
@@ -601,14 +608,8 @@ class _Finished:
         return replace(nodes, scores=torch.where(wanted, nodes.scores, -torch.inf))
 
     def pool(self, proven: Tensor) -> Pool:
-        """What was found.
-
-        Raises:
-            FlrBenchError: the model's probabilities are not numbers.
-        """
+        """What was found."""
         found = self._titles >= 0
-        if bool(torch.isnan(self._log_p).any()) or not bool(found.any(1).all()):
-            raise FlrBenchError("the backbone gives probabilities that are not numbers; its weights are damaged")
         lengths = torch.where(found, self._walk.trie.title_length[self._titles.clamp_min(0)], 0)
         width = int(found.sum(1).max())
         return Pool(
