@@ -168,6 +168,31 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+@pytest.mark.parametrize(
+    ("package", "only"), [("mlflow", "flr_bench/tracking.py"), ("recbole", "baselines/recbole_models.py")]
+)
+def test_one_file_imports_what_one_file_may_import(package: str, only: str) -> None:
+    """Also by name, which import-linter does not see."""
+    users = set()
+    for path in (path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")):
+        named = {text.partition(".")[0] for text in imported_by_name(path)}
+        if package in imported(path) | named:
+            users.add(path.relative_to(ROOT).as_posix())
+    assert users <= {only}
+
+
+def imported_by_name(path: Path) -> list[str]:
+    """First pieces of text given to ``import_module`` or ``__import__``."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in {"import_module", "__import__"}:
+                texts = [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
+                found += [str(text) for text in texts[:1]]
+    return found
+
+
 # --- README and checks -------------------------------------------------------------------------
 
 
