@@ -136,6 +136,15 @@ def test_constraints_pin_every_dependency_within_its_bounds() -> None:
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
+def test_doctor_mends_what_pip_cannot_install_from_python_3_12_on() -> None:
+    from flr_bench.doctor import RECBOLE, RECBOLE_NEEDS
+
+    conditional = [requirement for requirement in requirements() if requirement.marker is not None]
+    (recbole,) = [requirement for requirement in conditional if requirement.name == "recbole"]
+    assert f"{recbole.name}{recbole.specifier}" == RECBOLE
+    assert {requirement.name for requirement in conditional} - {"recbole"} == set(RECBOLE_NEEDS.values())
+
+
 def test_tox_is_not_constrained_since_recbole_holds_colorama_back() -> None:
     assert "tox" not in pins()
     assert pins()["colorama"] == Version("0.4.4")
