@@ -1,0 +1,103 @@
+"""Fill the README's generated parts: results from ``results/``, lists from the registry.
+
+``python tools/update_readme.py`` rewrites the text between the markers, ``--check`` only says
+whether it would change anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path("results/main/cpu")
+
+
+def results() -> str:
+    """The main table and its figure, as published; empty as long as nothing is published."""
+    table = ROOT / RESULTS / "main.md"
+    if not table.is_file():
+        return ""
+    figures = sorted((ROOT / RESULTS / "figures").glob("quality*.png"))
+    shown = (
+        [f"![The main table's numbers with their intervals]({RESULTS / 'figures' / figures[0].name})"]
+        if figures
+        else []
+    )
+    return "\n\n".join([table.read_text(encoding="utf-8").strip(), *shown])
+
+
+def methods() -> str:
+    """One row for each method that comes with the package."""
+    from flr_bench.registry import RECOMMENDERS
+
+    rows = [
+        f"| `{name}` | {method.family} | {_summary(method)} | {' → '.join(method.stages)} | {method.citation} |"
+        for name, method in RECOMMENDERS
+        if _is_ours(method)
+    ]
+    head = ["| method | family | what it is | stages | source |", "|---|---|---|---|---|"]
+    return "\n".join(head + rows)
+
+
+def names() -> str:
+    """The names of decodings, metrics and data sets that come with the package."""
+    from flr_bench.registry import DECODINGS, METRICS, SOURCES
+
+    registries = {"Decodings": DECODINGS, "Metrics": METRICS, "Data sets": SOURCES}
+    return "\n".join(
+        f"- {title}: {', '.join(f'`{name}`' for name, entry in registry if _is_ours(entry))}"
+        for title, registry in registries.items()
+    )
+
+
+def _summary(entry: object) -> str:
+    return (inspect.getdoc(entry) or "").partition("\n")[0].rstrip(".")
+
+
+def _is_ours(entry: object) -> bool:
+    return getattr(entry, "__module__", "").partition(".")[0] in {"flr_bench", "baselines"}
+
+
+PARTS: dict[str, Callable[[], str]] = {"results": results, "methods": methods, "names": names}
+
+
+def render(text: str) -> str:
+    """Return the README ``text`` with every generated part filled anew.
+
+    Raises:
+        ValueError: a part's markers are missing.
+    """
+    for name, part in PARTS.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"README.md lacks the markers {begin} and {end}")
+        filling = part()
+        text = before + begin + (f"\n{filling}\n" if filling else "\n") + end + after
+    return text
+
+
+def main() -> int:
+    """Rewrite the README, or check it; the exit code is 1 if ``--check`` finds it out of date."""
+    parser = argparse.ArgumentParser(description="fill the README's generated parts")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if something would change")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = render(old)
+    if check and new != old:
+        sys.stderr.write("README.md is out of date: run python tools/update_readme.py\n")
+        return 1
+    if new != old:
+        readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())
