@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from flr_bench.report.reading import Cell, SuiteView
+from flr_bench.report.render import GAP
 
 
 def caption(view: SuiteView, data: str) -> str:
@@ -36,7 +37,7 @@ def missing_notes(view: SuiteView, data: str) -> tuple[str, ...]:
         return ()
     planned = sum(len(row.seeds(data)) for row in view.rows)
     lines = [
-        f"{len(missing)} of {planned} rankings are missing: '– (found/planned)' stands where a seed is absent; "
+        f"{len(missing)} of {planned} rankings are missing: '{GAP} (found/planned)' stands where a seed is absent; "
         "no mean is taken over the others."
     ]
     for row, seed, cell in missing:

@@ -20,7 +20,7 @@ def cost_table(view: SuiteView, data: str) -> Table:
     the same model shares, so that every row shows what it would cost alone.
     """
     columns = (
-        Column("data", "Data"),
+        Column("data", "Data", csv_only=True),
         Column("method", "Method"),
         Column("prepare_seconds", "Prepare s (shared)", "mean", digits=1),
         Column("train_seconds", "Train s", "mean", digits=1),
@@ -115,5 +115,7 @@ def _add(first: float | None, second: float | None) -> float | None:
 
 def _where(view: SuiteView, data: str) -> str:
     cells = [cell for row in view.rows for cell in view.rank_cells(row, data)]
-    places = sorted({f"{c.environment.get('device', '?')} with {c.environment.get('threads', '?')} thread(s)" for c in cells})
+    places = sorted(
+        {f"{c.environment.get('device', '?')} with {c.environment.get('threads', '?')} thread(s)" for c in cells}
+    )
     return "on " + " and ".join(places) if places else "nowhere yet"

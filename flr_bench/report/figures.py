@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 DOT = "o"
+DASHES = ("-", "--", "-.", ":")
 
 
 def draw_figures(view: SuiteView, data: str) -> dict[str, dict[str, bytes]]:
@@ -61,7 +62,9 @@ def quality_figure(view: SuiteView, data: str) -> Figure | None:
         place = lines.index(_line(row)) + _offset(row, rows)
         found = quality(view, row, data, view.primary)
         if found is None:
-            axes.annotate("missing", (0.01, place), xycoords=("axes fraction", "data"), va="center", color="0.5")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            where = ("axes fraction", "data")
+            axes.annotate("missing", (0.01, place), xycoords=where, va="center", color="0.5", bbox=box)
             continue
         key = row.decoding or ""
         colour = "0.45" if row.is_control else colours[key]
@@ -138,7 +141,8 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
     axes = figure.subplots()
     for row, seconds, found in points:
         spread = [[found.mean - found.low], [found.high - found.mean]]
-        axes.errorbar(seconds, found.mean, yerr=spread, fmt="none", ecolor="0.75", elinewidth=0.9, zorder=1)
+        colour = palette[_line(row)]
+        axes.errorbar(seconds, found.mean, yerr=spread, fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.5, zorder=1)
     sns.scatterplot(
         x=[seconds for _, seconds, _ in points],
         y=[found.mean for *_, found in points],
@@ -151,11 +155,21 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
         ax=axes,
     )
     axes.set_xscale("log")
+    _plain_log_ticks(axes)
     axes.set_xlabel("seconds to train and rank (mean over seeds, without what is prepared once for all)")
     axes.set_ylabel(metric_title(view.primary))
     axes.set_title(f"{view.version}, {view.profile} profile, {data}", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, written out instead of as powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _cost_points(view: SuiteView, data: str) -> Iterator[tuple[Row, float, Any]]:
@@ -173,6 +187,7 @@ def curves_figure(view: SuiteView, data: str) -> Figure | None:
     """
     import seaborn as sns
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     trained = [fit for fit in fits(view, data) if len(fit.cells) == len(fit.hashes)]
     names = _curve_names(trained)
@@ -180,6 +195,7 @@ def curves_figure(view: SuiteView, data: str) -> Figure | None:
         return None
     labels = [fit.label for fit in trained if any(_points(fit, name) for name in names)]
     palette = dict(zip(labels, sns.color_palette("husl", len(labels)), strict=True))
+    dashes = {label: DASHES[i % len(DASHES)] for i, label in enumerate(labels)}
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.0 * columns + 0.4, 2.8 * lines + 0.3 * -(-len(labels) // 3) + 0.4), layout="constrained")
@@ -189,14 +205,14 @@ def curves_figure(view: SuiteView, data: str) -> Figure | None:
             points = _points(fit, name)
             if points:
                 epochs, values = zip(*points, strict=True)
-                sns.lineplot(
-                    x=epochs, y=values, errorbar=("pi", 100), color=palette[fit.label], marker=".", ax=axes, mec="none"
-                )
+                look = {"color": palette[fit.label], "linestyle": dashes[fit.label]}
+                sns.lineplot(x=epochs, y=values, errorbar=("pi", 100), ax=axes, **look)
         axes.set_title(name.replace("_", " "), loc="left")
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
-    _model_legend(figure, palette)
+    _model_legend(figure, palette, dashes)
     return figure
 
 
@@ -220,10 +236,10 @@ def _points(fit: Fit, name: str) -> list[tuple[float, float]]:
     ]
 
 
-def _model_legend(figure: Figure, palette: dict[str, Any]) -> None:
+def _model_legend(figure: Figure, palette: dict[str, Any], dashes: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, label=label) for label, colour in palette.items()]
+    handles = [Line2D([], [], color=palette[label], linestyle=dashes[label], label=label) for label in palette]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
 
 

@@ -1,7 +1,7 @@
-"""A table as a value, and its three forms: Markdown, LaTeX (booktabs) and CSV.
+r"""A table as a value, and its three forms: Markdown, LaTeX (booktabs) and CSV.
 
 Nothing here knows what the numbers mean.  The same table gives the same bytes: no dates, no
-locale, fixed digits, ``\\n`` line ends.
+locale, fixed digits, ``\n`` line ends.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-GAP = "–"
+GAP = "\N{EN DASH}"
+"""Stands where a cell is missing, with its count."""
 Emphasis = Literal["", "best", "second"]
+MARKS: tuple[Emphasis, Emphasis] = ("best", "second")
 Kind = Literal["text", "number", "mean", "interval"]
 
 
@@ -29,6 +31,9 @@ class Entry:
         found, planned: cells that exist and cells that the suite asks for. Where they differ the
             number is not shown: a mean over whatever happens to exist is no mean.
         emphasis: ``best`` is set in bold, ``second`` underlined.
+        digits: decimals shown, where they differ from the column's.
+
+    An entry without words and number is blank: the figure does not apply to the row.
     """
 
     text: str = ""
@@ -39,6 +44,7 @@ class Entry:
     found: int = 1
     planned: int = 1
     emphasis: Emphasis = ""
+    digits: int | None = None
 
     @property
     def missing(self) -> bool:
@@ -55,6 +61,8 @@ class Column:
         digits: decimals shown; CSV keeps more (see :func:`to_csv`).
         ranked: ``1`` if more is better, ``-1`` if less is, ``0`` if the best is not to be marked.
         signed: whether positive numbers carry a plus sign.
+        csv_only: shown in CSV alone; elsewhere the title says it.
+        least: smaller positive numbers are shown as ``<least``.
     """
 
     key: str
@@ -63,6 +71,8 @@ class Column:
     digits: int = 4
     ranked: Literal[-1, 0, 1] = 0
     signed: bool = False
+    csv_only: bool = False
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,8 +123,8 @@ def mark_best(table: Table, eligible: Sequence[bool]) -> Table:
             value = row[c].value
             if eligible[r] and value is not None and not row[c].missing:
                 shown[r] = float(number(value, column.digits))
-        levels = sorted(set(shown.values()), key=lambda v, sign=column.ranked: -sign * v)  # type: ignore[misc]
-        marks: dict[float, Emphasis] = dict(zip(levels[:2], ("best", "second"), strict=False))  # type: ignore[arg-type]
+        levels = sorted(set(shown.values()), reverse=column.ranked > 0)
+        marks: dict[float, Emphasis] = dict(zip(levels[:2], MARKS, strict=False))
         for r, figure in shown.items():
             if figure in marks and len(shown) > 1:
                 rows[r][c] = replace(rows[r][c], emphasis=marks[figure])
@@ -122,37 +132,47 @@ def mark_best(table: Table, eligible: Sequence[bool]) -> Table:
 
 
 def plain(entry: Entry, column: Column) -> str:
-    """The entry as plain text: ``0.1234 ± 0.0010``, ``+0.0100 [-0.0010, +0.0210]`` or ``– (2/3)``."""
+    """The entry as plain text: ``0.1234 ± 0.0010``, ``+0.0100 [-0.0010, +0.0210]`` or the gap ``(2/3)``."""
     if entry.missing:
         return f"{GAP} ({entry.found}/{entry.planned})"
     if entry.value is None:
-        return entry.text or GAP
-    shown = number(entry.value, column.digits, signed=column.signed)
+        return entry.text
+    if 0 <= entry.value < column.least:
+        return f"<{column.least:g}"
+    digits = column.digits if entry.digits is None else entry.digits
+    shown = number(entry.value, digits, signed=column.signed)
     if column.kind == "mean" and entry.spread is not None:
-        shown += f" ± {number(entry.spread, column.digits)}"
+        shown += f" ± {number(entry.spread, digits)}"
     if entry.low is not None and entry.high is not None:
-        low, high = (number(end, column.digits, signed=column.signed) for end in (entry.low, entry.high))
+        low, high = (number(end, digits, signed=column.signed) for end in (entry.low, entry.high))
         shown += f" [{low}, {high}]"
     return shown
+
+
+def _shown(table: Table) -> tuple[tuple[Column, ...], list[list[Entry]]]:
+    """The columns outside CSV, and the rows cut down to them."""
+    keep = [i for i, column in enumerate(table.columns) if not column.csv_only]
+    return tuple(table.columns[i] for i in keep), [[row[i] for i in keep] for row in table.rows]
 
 
 # ---------------------------------------------------------------- Markdown
 def to_markdown(table: Table) -> str:
     """The table in Markdown, padded so that it reads in a terminal too."""
-    cells = [[_markdown_cell(e, c) for e, c in zip(row, table.columns, strict=True)] for row in table.rows]
-    head = [_markdown_escape(column.title) for column in table.columns]
+    columns, rows = _shown(table)
+    cells = [[_markdown_cell(e, c) for e, c in zip(row, columns, strict=True)] for row in rows]
+    head = [_markdown_escape(column.title) for column in columns]
     widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
-    rule = [_markdown_rule(column, width) for column, width in zip(table.columns, widths, strict=True)]
-    lines = [_markdown_line(head, widths, table), "|" + "|".join(rule) + "|"]
-    lines += [_markdown_line(row, widths, table) for row in cells]
+    rule = [_markdown_rule(column, width) for column, width in zip(columns, widths, strict=True)]
+    lines = [_markdown_line(head, widths, columns), "|" + "|".join(rule) + "|"]
+    lines += [_markdown_line(row, widths, columns) for row in cells]
     notes = "".join(f"\n{_markdown_escape(note)}\n" for note in table.notes)
     return f"### {table.title}\n\n{table.caption}\n\n" + "\n".join(lines) + "\n" + notes
 
 
-def _markdown_line(cells: Sequence[str], widths: Sequence[int], table: Table) -> str:
+def _markdown_line(cells: Sequence[str], widths: Sequence[int], columns: Sequence[Column]) -> str:
     padded = [
         cell.ljust(width) if column.kind == "text" else cell.rjust(width)
-        for cell, width, column in zip(cells, widths, table.columns, strict=True)
+        for cell, width, column in zip(cells, widths, columns, strict=True)
     ]
     return "| " + " | ".join(padded) + " |"
 
@@ -170,7 +190,7 @@ def _markdown_cell(entry: Entry, column: Column) -> str:
 
 
 def _markdown_escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
 # ---------------------------------------------------------------- LaTeX
@@ -191,12 +211,12 @@ _LATEX = {
     "·": r"$\cdot$",
     "±": r"$\pm$",
     "→": r"$\rightarrow$",
-    "−": r"$-$",
-    "×": r"$\times$",
+    "\N{MINUS SIGN}": r"$-$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "Δ": r"$\Delta$",
-    "–": "--",
+    GAP: "--",
     "—": "---",
     "…": r"\ldots{}",
 }
@@ -209,21 +229,22 @@ def latex_escape(text: str) -> str:
 
 def to_latex(table: Table) -> str:
     r"""The table as a ``table`` environment with booktabs rules (needs ``\usepackage{booktabs}``)."""
-    layout = "".join("l" if column.kind == "text" else "r" for column in table.columns)
+    columns, rows = _shown(table)
+    layout = "".join("l" if column.kind == "text" else "r" for column in columns)
     lines = [
         r"\begin{table}",
-        r"\centering",
+        r"\centering\footnotesize",
         rf"\caption{{{latex_escape(table.title + '. ' + table.caption)}}}",
         rf"\label{{tab:{_latex_label(table.key)}}}",
         rf"\begin{{tabular}}{{{layout}}}",
         r"\toprule",
-        " & ".join(latex_escape(column.title) for column in table.columns) + r" \\",
+        " & ".join(latex_escape(column.title) for column in columns) + r" \\",
         r"\midrule",
     ]
-    for r, row in enumerate(table.rows):
+    for r, row in enumerate(rows):
         if r in table.rules:
             lines.append(r"\midrule")
-        lines.append(" & ".join(_latex_cell(e, c) for e, c in zip(row, table.columns, strict=True)) + r" \\")
+        lines.append(" & ".join(_latex_cell(e, c) for e, c in zip(row, columns, strict=True)) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\smallskip {{\footnotesize {latex_escape(note)}}}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}"]) + "\n"

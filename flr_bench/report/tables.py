@@ -19,7 +19,7 @@ MEANS = "Mean ± standard deviation over seeds; best in bold, second best underl
 
 # ---------------------------------------------------------------- main
 def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None) -> Table:
-    """Method × metric: mean ± standard deviation over seeds.
+    """Methods by metrics: mean ± standard deviation over seeds.
 
     Args:
         view: the suite.
@@ -27,7 +27,11 @@ def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None)
         metrics: names of summary figures; by default the ones of :func:`shown_metrics`.
     """
     names = shown_metrics(view) if metrics is None else tuple(metrics)
-    columns = (Column("data", "Data"), Column("method", "Method"), *(_metric_column(name) for name in names))
+    columns = (
+        Column("data", "Data", csv_only=True),
+        Column("method", "Method"),
+        *(_metric_column(name) for name in names),
+    )
     rows = grouped(view.rows)
     body = [
         (Entry(data), Entry(row.label), *(mean_entry(over_summary(view, row, data, name)) for name in names))
@@ -106,7 +110,7 @@ def contrast_table(view: SuiteView, data: str) -> Table | None:
     if not pairs:
         return None
     columns = (
-        Column("data", "Data"),
+        Column("data", "Data", csv_only=True),
         Column("of", "Of"),
         Column("against", "Against"),
         Column("metric", "Metric"),
@@ -148,8 +152,8 @@ def _difference_columns() -> tuple[Column, ...]:
         Column("se_user", "SE users", "number"),
         Column("se_seed", "SE seeds", "number"),
         Column("dof", "d.o.f.", "number", digits=1),
-        Column("p", "p", "number"),
-        Column("p_holm", "p (Holm)", "number"),
+        Column("p", "p", "number", least=1e-4),
+        Column("p_holm", "p (Holm)", "number", least=1e-4),
     )
 
 
@@ -188,7 +192,7 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
     largest = view.cutoffs[-1]
     names = tuple(dict.fromkeys((view.primary, f"hr@{largest}")))
     columns = (
-        Column("data", "Data"),
+        Column("data", "Data", csv_only=True),
         Column("row", "Row"),
         *(_metric_column(name) for name in names),
         *_difference_columns(),
@@ -223,7 +227,7 @@ def strata_table(view: SuiteView, data: str) -> Table:
     """
     metrics = tuple(dict.fromkeys((f"hr@{view.cutoffs[-1]}", view.primary)))
     columns = (
-        Column("data", "Data"),
+        Column("data", "Data", csv_only=True),
         Column("method", "Method"),
         Column("stratum", "Stratum"),
         Column("examples", "Examples", "number", digits=0),

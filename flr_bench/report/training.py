@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flr_bench.report.captions import caption, missing_notes
 from flr_bench.report.reading import Cell, Row, SeedValues, SuiteView
@@ -60,6 +60,8 @@ def _fit_label(row: Row, cells: Sequence[Cell], position: int) -> str:
     stages = "+".join(row.stages)
     earlier = "+".join(row.stages[: row.stages.index(stage) + 1])
     parts = row.trained_label.split(" · ")
+    if stages not in parts:
+        return f"{row.trained_label} ({stage})" if len(row.stages) > 1 else row.trained_label
     return " · ".join(earlier if part == stages else part for part in parts)
 
 
@@ -79,7 +81,7 @@ def training_table(view: SuiteView, data: str) -> Table:
     *Seeds lower* counts the seeds in which the quantity fell: all of them is what a loss should show.
     """
     columns = (
-        Column("data", "Data"),
+        Column("data", "Data", csv_only=True),
         Column("model", "Model"),
         Column("quantity", "Quantity"),
         Column("before", "Before", "mean"),
@@ -111,11 +113,14 @@ def _epochs(fit: Fit) -> list[tuple[Entry, ...]]:
     stopped = Counter(str(cell.report.get("stopped_by")) for cell in fit.cells)
     words = ", ".join(f"{name} {count}" for name, count in sorted(stopped.items()))
     rows = [
-        ("epochs trained", "epochs"),
-        ("best epoch", "best_epoch"),
-        ("parameters trained", "parameters_trained"),
+        ("epochs trained", "epochs", 1),
+        ("best epoch", "best_epoch", 1),
+        ("parameters trained", "parameters_trained", 0),
     ]
-    lines = [(Entry(title), Entry(), mean_entry(_reported(fit, key)), Entry(), Entry()) for title, key in rows]
+    lines = [
+        (Entry(title), Entry(), replace(mean_entry(_reported(fit, key)), digits=digits), Entry(), Entry())
+        for title, key, digits in rows
+    ]
     return [*lines, (Entry(f"stopped by: {words}"), Entry(), Entry(), Entry(), Entry())]
 
 

@@ -32,16 +32,12 @@ class RowSpec:
     control: str | None = None
     stochastic: bool = True
 
-    @property
-    def model_label(self) -> str:
-        return " · ".join(p for p in self.label.split(" · ") if p not in (self.decoding, self.control))
+    variant: str = ""
 
 
 def crossed(method: str, stages: tuple[str, ...], strength: float) -> list[RowSpec]:
     label = f"{method} · {'+'.join(stages)}"
-    return [
-        RowSpec(f"{label} · {d}", method, "llm", strength + 0.02 * i, stages, d) for i, d in enumerate(DECODINGS)
-    ]
+    return [RowSpec(f"{label} · {d}", method, "llm", strength + 0.02 * i, stages, d) for i, d in enumerate(DECODINGS)]
 
 
 MAIN_ROWS: tuple[RowSpec, ...] = (
@@ -59,9 +55,11 @@ MAIN_ROWS: tuple[RowSpec, ...] = (
 )
 
 ABLATION_ROWS: tuple[RowSpec, ...] = (
-    RowSpec("full", "flr", "llm", 0.165, ("sft", "rl"), "plain"),
-    RowSpec("without orthogonality & 50% less_noise", "flr", "llm", 0.15, ("sft", "rl"), "plain"),
-    RowSpec("K = 1", "flr", "llm", 0.14, ("sft", "rl"), "plain"),
+    RowSpec("full", "flr", "llm", 0.165, ("sft", "rl"), "plain", variant="full"),
+    RowSpec(
+        "without orthogonality & 50% less_noise", "flr", "llm", 0.15, ("sft", "rl"), "plain", variant="no orthogonality"
+    ),
+    RowSpec("K = 1", "flr", "llm", 0.14, ("sft", "rl"), "plain", variant="one factor"),
 )
 
 
@@ -155,7 +153,7 @@ def _fit_cell(root: Path, spec: RowSpec, data: str, seed: int, stage: str, befor
         "kind": "fit",
         "data": data,
         "method": spec.method,
-        "params": {"of": spec.model_label if spec.control is None else spec.method, "nested": {"learning_rate": 1e-3}},
+        "params": {"variant": spec.variant, "nested": {"learning_rate": 1e-3}},
         "stage": stage,
         "seed": seed,
         "requires": {"model": before[0]} if before else {},
@@ -179,7 +177,9 @@ def _rank_cell(root: Path, suite: SyntheticSuite, spec: RowSpec, data: str, seed
     hit = draws.random(suite.examples) < spec.strength * 2
     by_item = np.where(hit, draws.integers(1, LIST_LENGTH + 1, suite.examples), 0).astype(np.int32)
     by_title = np.where((by_item == 0) & (draws.random(suite.examples) < 0.02), LIST_LENGTH, by_item).astype(np.int32)
-    summary = {f"{m}@{k}": float(metric_at(f"{m}@{k}", by_item).mean()) for m in ("hr", "ndcg", "mrr") for k in (1, 5, 10)}
+    summary = {
+        f"{m}@{k}": float(metric_at(f"{m}@{k}", by_item).mean()) for m in ("hr", "ndcg", "mrr") for k in (1, 5, 10)
+    }
     summary |= {f"{m}@10_title": float(metric_at(f"{m}@10", by_title).mean()) for m in ("hr", "ndcg")}
     summary |= {"coverage@10": 0.3 + spec.strength, "gini@10": 0.9 - spec.strength}
     examples = np.arange(suite.examples, dtype=np.int64)
@@ -220,14 +220,17 @@ def _draws(key: str) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
 
 
-def _write_cell(  # noqa: PLR0913 - one value per file of a cell
+def _write_cell(
     root: Path, kind: str, inputs: dict[str, Any], label: str, metrics: dict[str, Any], ranks: pa.Table | None = None
 ) -> str:
     name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:20]
     folder = root / "cells" / name
     folder.mkdir(exist_ok=True)
     requires = inputs.get("requires", {})
-    _json(folder / "cell.json", {"format": 1, "kind": kind, "hash": name, "inputs": inputs, "requires": requires, "label": label})
+    _json(
+        folder / "cell.json",
+        {"format": 1, "kind": kind, "hash": name, "inputs": inputs, "requires": requires, "label": label},
+    )
     _json(folder / "metrics.json", metrics)
     environment = {"commit": "a" * 40, "dirty": False, "flr_bench": "0.1.0", "python": "3.11", "device": "cpu"}
     _json(folder / "environment.json", {**environment, "threads": 1, "versions": {"torch": "2.13.0"}})
