@@ -1,0 +1,593 @@
+"""SASRec, BERT4Rec, GRU4Rec and Caser: RecBole's model classes, trained on our examples.
+
+Only the ``torch.nn`` models are RecBole's.  Its configuration, data files, samplers, trainer and loggers stay
+unused: they parse the command line, write into the working directory and split the data their own way.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from flr_bench.errors import DamagedFileError, DataError, MissingDependencyError
+from flr_bench.interface import (
+    CatalogScorer,
+    Examples,
+    FitContext,
+    FitReport,
+    Float32s,
+    Params,
+    Progress,
+    RankContext,
+    Ranking,
+    Recommender,
+    Split,
+    top_k,
+)
+from flr_bench.registry import RECOMMENDERS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+RANK_BATCH = 1024
+PROGRESS_SECONDS = 0.2
+USER, ITEM, LIST, LENGTH, NEGATIVE = "user_id", "item_id", "_list", "item_length", "neg_"
+
+
+def _search(**bounds: Any) -> dict[str, Any]:
+    return {"search": bounds}
+
+
+class SequentialParams(Params):
+    """Training parameters that the four models share; the defaults are RecBole's, except the batch size."""
+
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="Adam's step size", json_schema_extra=_search(low=1e-4, high=1e-2, log=True)
+    )
+    batch_size: int = Field(
+        default=512, ge=1, description="examples per step", json_schema_extra=_search(choices=[128, 256, 512, 1024])
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty in Adam's gradient")
+    loss_type: Literal["CE", "BPR"] = Field(
+        default="CE",
+        description="CE: cross-entropy over the whole catalog; BPR: pairwise against one uniformly drawn item",
+    )
+
+
+class TransformerParams(SequentialParams):
+    """Architecture of RecBole's transformer models."""
+
+    n_layers: int = Field(
+        default=2, ge=1, description="transformer layers", json_schema_extra=_search(choices=[1, 2, 3])
+    )
+    n_heads: int = Field(default=2, ge=1, description="attention heads; divides hidden_size")
+    hidden_size: int = Field(
+        default=64, ge=1, description="width of item embeddings and layers", json_schema_extra=_search(choices=[64, 128])
+    )
+    inner_size: int = Field(default=256, ge=1, description="width inside the feed-forward layers")
+    hidden_act: Literal["gelu", "relu", "swish", "tanh", "sigmoid"] = Field(
+        default="gelu", description="activation of the feed-forward layers"
+    )
+    layer_norm_eps: float = Field(default=1e-12, gt=0, description="added to the variance in layer norms")
+    initializer_range: float = Field(default=0.02, gt=0, description="standard deviation of the initial weights")
+
+
+class SASRecParams(TransformerParams):
+    """Parameters of :class:`SASRec`."""
+
+    hidden_dropout_prob: float = Field(
+        default=0.5, ge=0, lt=1, description="dropout of hidden states", json_schema_extra=_search(low=0.1, high=0.6)
+    )
+    attn_dropout_prob: float = Field(
+        default=0.5, ge=0, lt=1, description="dropout of attention weights", json_schema_extra=_search(low=0.1, high=0.6)
+    )
+
+
+class BERT4RecParams(TransformerParams):
+    """Parameters of :class:`BERT4Rec`."""
+
+    hidden_dropout_prob: float = Field(
+        default=0.2, ge=0, lt=1, description="dropout of hidden states", json_schema_extra=_search(low=0.1, high=0.6)
+    )
+    attn_dropout_prob: float = Field(
+        default=0.2, ge=0, lt=1, description="dropout of attention weights", json_schema_extra=_search(low=0.1, high=0.6)
+    )
+    mask_ratio: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="probability that an item of history and target is masked",
+        json_schema_extra=_search(low=0.1, high=0.6),
+    )
+    ft_ratio: float = Field(
+        default=0.5, ge=0, le=1, description="share of batches in which the target alone is masked, as at ranking"
+    )
+
+
+class GRU4RecParams(SequentialParams):
+    """Parameters of :class:`GRU4Rec`."""
+
+    embedding_size: int = Field(
+        default=64, ge=1, description="width of item embeddings", json_schema_extra=_search(choices=[64, 128])
+    )
+    hidden_size: int = Field(default=128, ge=1, description="width of the recurrent state")
+    num_layers: int = Field(default=1, ge=1, description="recurrent layers", json_schema_extra=_search(choices=[1, 2]))
+    dropout_prob: float = Field(
+        default=0.3, ge=0, lt=1, description="dropout of embeddings", json_schema_extra=_search(low=0.1, high=0.6)
+    )
+
+
+class CaserParams(SequentialParams):
+    """Parameters of :class:`Caser`."""
+
+    embedding_size: int = Field(
+        default=64, ge=1, description="width of item embeddings", json_schema_extra=_search(choices=[64, 128])
+    )
+    dropout_prob: float = Field(
+        default=0.4,
+        ge=0,
+        lt=1,
+        description="dropout after the convolutions",
+        json_schema_extra=_search(low=0.1, high=0.6),
+    )
+    reg_weight: float = Field(default=1e-4, ge=0, description="weight of the L2 norms added to the loss")
+    nv: int = Field(default=4, ge=1, description="vertical filters")
+    nh: int = Field(default=8, ge=1, description="horizontal filters of each height")
+
+
+class _Config(dict[str, Any]):
+    """What RecBole's models read of their configuration: absent keys give None, keys are attributes too."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+    def __getattr__(self, key: str) -> Any:
+        return self[key]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What RecBole's models ask their data set: how many items, padding included, and how many users."""
+
+    items: int
+    user_num: int = 1  # the padding user only: no model may learn users that its rivals do not see
+
+    def num(self, field: str) -> int:
+        """Number of values of ``field``, padding included."""
+        return self.items if field == ITEM else self.user_num
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """Histories as RecBole wants them: ids from 1, 0 is padding on the right.
+
+    Attributes:
+        items: ``[n, L]`` int64.
+        lengths: ``[n]`` int64, at least 1.
+        targets: ``[n]`` int64.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples, length: int, device: str) -> Self:
+        """Prepare the matrices once.
+
+        Raises:
+            DataError: a history is empty.
+        """
+        import torch
+
+        if len(examples) and int(examples.history_lengths.min()) < 1:
+            raise DataError("an example has an empty history, which RecBole's models cannot read; drop such examples")
+        items = torch.from_numpy(examples.padded(length, pad=-1).astype(np.int64) + 1)
+        lengths = torch.from_numpy(np.minimum(examples.history_lengths, length).astype(np.int64))
+        targets = torch.from_numpy(examples.targets.astype(np.int64) + 1)
+        return cls(items.to(device), lengths.to(device), targets.to(device))
+
+    def take(self, rows: Tensor | slice) -> _Sequences:
+        """The sequences at ``rows``."""
+        return _Sequences(self.items[rows], self.lengths[rows], self.targets[rows])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class RecBoleRecommender(Recommender, CatalogScorer):
+    """One training loop around a RecBole model class; a subclass names the class and shapes the batches.
+
+    Adam over shuffled batches; after every epoch the watched value is computed on valid and the best parameters
+    are kept.  Candidates are all items; negatives of BPR are uniform over all items but the positive one.
+    """
+
+    family = "sequential"
+    model_file: ClassVar[str]
+    model_class: ClassVar[str]
+
+    def __init__(self, params: Any) -> None:
+        """Take validated parameters; sizes are known when :meth:`fit` has seen the data."""
+        super().__init__(params)
+        self.n_items = 0
+        self.length = 0
+        self.device = "cpu"
+        self.model: nn.Module
+
+    @abstractmethod
+    def training_batch(self, batch: _Sequences) -> dict[str, Tensor] | None:
+        """The fields that the model's ``calculate_loss`` reads; None where the batch teaches nothing."""
+
+    def ranking_batch(self, batch: _Sequences) -> dict[str, Tensor]:
+        """The fields that the model's ``full_sort_predict`` reads."""
+        return _fields(batch)
+
+    def input_length(self) -> int:
+        """Length of the model's input for histories of at most :attr:`length` items."""
+        return self.length
+
+    def fit(self, data: Split, context: FitContext) -> FitReport:
+        """Train on ``data.train``; the history length is the longest one there.
+
+        Raises:
+            DataError: there is no train example, or one without history.
+            MissingDependencyError: RecBole cannot be imported.
+        """
+        import torch
+
+        if not len(data.train):
+            raise DataError(f"{self.model_class} has no train examples; check the split and its limits")
+        self.n_items = len(data.catalog)
+        self.length = int(data.train.history_lengths.max())
+        self.device = context.device
+        with _reproducible(context.seed, context.device):
+            self.model = self._build()
+            sequences = _Sequences.of(data.train, self.length, self.device)
+            optimizer = torch.optim.Adam(
+                self.model.parameters(),
+                lr=self.params.learning_rate,
+                weight_decay=self.params.weight_decay,
+                fused=True,
+            )
+            record = _Record(context.budget.watch)
+            for epoch in range(1, context.budget.epochs + 1):
+                loss = self._train_epoch(sequences, optimizer, epoch, context)
+                record.note(epoch, loss, self._watched(data, context), self.model)
+                if record.exhausted(context.budget.patience):
+                    break
+        record.restore(self.model)
+        count = sum(p.numel() for p in self.model.parameters())
+        return FitReport(
+            epochs=record.epoch,
+            best_epoch=record.best_epoch,
+            stopped_by="patience" if record.exhausted(context.budget.patience) else "budget",
+            curves=record.curves,
+            parameters_total=count,
+            parameters_trained=count,
+        )
+
+    def log_probabilities(self, examples: Examples) -> Float32s:
+        """Log-softmax of the model's scores over the whole catalog, ``[n, items]`` float32."""
+        import torch
+
+        sequences = _Sequences.of(examples, self.length, self.device)
+        out = np.empty((len(examples), self.n_items), dtype=np.float32)
+        self.model.eval()
+        with torch.inference_mode():
+            for low in range(0, len(examples), RANK_BATCH):
+                part = sequences.take(slice(low, low + RANK_BATCH))
+                scores = self.model.full_sort_predict(self.ranking_batch(part)).view(len(part), -1)  # type: ignore[operator]
+                # Column 0 is the padding item: it never takes part.
+                out[low : low + len(part)] = torch.log_softmax(scores[:, 1:].float(), dim=1).cpu().numpy()
+        return out
+
+    def rank(self, examples: Examples, k: int, params: Any, context: RankContext) -> Ranking:  # noqa: ARG002 - none
+        """The ``k`` items of highest probability; ties fall by the seed.
+
+        Raises:
+            FlrBenchError: ``k`` exceeds the catalog.
+        """
+        return self._top(examples, k, context.seed)
+
+    def save(self, folder: Path) -> None:
+        """Write parameters, sizes and weights."""
+        from safetensors.torch import save_file
+
+        description = {"params": self.params.model_dump(mode="json"), "items": self.n_items, "length": self.length}
+        (folder / "model.json").write_text(json.dumps(description, sort_keys=True))
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()},
+            folder / "weights.safetensors",
+        )
+
+    @classmethod
+    def load(cls, folder: Path, inputs: Mapping[str, Path], device: str = "cpu") -> Self:  # noqa: ARG003 - needs none
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DamagedFileError: a file is missing or unreadable.
+            MissingDependencyError: RecBole cannot be imported.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            description = json.loads((folder / "model.json").read_text())
+            weights = load_file(folder / "weights.safetensors", device=device)
+            recommender = cls(cls.FitParams.model_validate(description["params"]))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DamagedFileError(f"model folder {folder} cannot be read ({error}); fit it again") from error
+        recommender.n_items, recommender.length = description["items"], description["length"]
+        recommender.device = device
+        with _reproducible(0, device):
+            recommender.model = recommender._build()
+        recommender.model.load_state_dict(weights)
+        return recommender
+
+    def _build(self) -> nn.Module:
+        model_class = _recbole_class(self.model_file, self.model_class)
+        config = _Config(
+            self.params.model_dump(),
+            USER_ID_FIELD=USER,
+            ITEM_ID_FIELD=ITEM,
+            LIST_SUFFIX=LIST,
+            NEG_PREFIX=NEGATIVE,
+            ITEM_LIST_LENGTH_FIELD=LENGTH,
+            MAX_ITEM_LIST_LENGTH=self.input_length(),
+            device=self.device,
+            **MASK_FIELDS,
+        )
+        model: nn.Module = model_class(config, _Sizes(self.n_items + 1)).to(self.device)
+        _fuse_gelu(model)
+        return model
+
+    def _top(self, examples: Examples, k: int, seed: int) -> Ranking:
+        parts = [
+            top_k(self.log_probabilities(examples.take(np.arange(low, min(low + RANK_BATCH, len(examples))))), k, seed=seed)
+            for low in range(0, max(len(examples), 1), RANK_BATCH)
+        ]
+        return Ranking(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
+
+    def _train_epoch(
+        self, sequences: _Sequences, optimizer: torch.optim.Optimizer, epoch: int, context: FitContext
+    ) -> float:
+        """One pass over the shuffled examples; returns the mean loss per batch."""
+        import torch
+
+        self.model.train()
+        order = torch.randperm(len(sequences)).to(sequences.targets.device)
+        batches = order.split(self.params.batch_size)
+        total, counted, told = 0.0, 0, 0.0
+        for step, rows in enumerate(batches, start=1):
+            fields = self.training_batch(sequences.take(rows))
+            if fields is None:
+                continue
+            loss = self.model.calculate_loss(fields)  # type: ignore[operator]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total, counted = total + loss.detach(), counted + 1
+            if step == len(batches) or time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                values = {"loss": float(total) / counted}
+                context.progress(Progress(epoch, context.budget.epochs, step, len(batches), values))
+        return float(total) / max(counted, 1)
+
+    def _watched(self, data: Split, context: FitContext) -> float:
+        """The watched value on valid."""
+        if context.budget.watch == "nll":
+            rows = np.arange(len(data.valid))
+            return float(-self.log_probabilities(data.valid)[rows, data.valid.targets].mean())
+        return context.validate(lambda examples, k: self._top(examples, k, context.seed))
+
+    def _negatives(self, positives: Tensor) -> Tensor:
+        """For each positive id another one, uniform over the rest of the catalog."""
+        import torch
+
+        if self.n_items < 2:
+            raise DataError("BPR needs a catalog of at least two items; use loss_type CE")
+        steps = torch.randint(1, self.n_items, positives.shape).to(positives.device)
+        return (positives - 1 + steps) % self.n_items + 1
+
+
+@RECOMMENDERS.register("sasrec")
+class SASRec(RecBoleRecommender):
+    """Self-attention over the history, left to right (RecBole's SASRec).
+
+    Differs from the authors' code as RecBole does (dense feed-forward layers instead of 1x1 convolutions) and
+    by the loss: cross-entropy over the whole catalog on the last position.
+    """
+
+    citation = "Kang, McAuley: Self-Attentive Sequential Recommendation, ICDM 2018"
+    revision = 1
+    FitParams = SASRecParams
+    model_file, model_class = "sasrec", "SASRec"
+
+    def training_batch(self, batch: _Sequences) -> dict[str, Tensor]:
+        """Histories, targets and, for BPR, negatives."""
+        return _fields(batch) | self._pairwise(batch)
+
+    def _pairwise(self, batch: _Sequences) -> dict[str, Tensor]:
+        return {NEGATIVE + ITEM: self._negatives(batch.targets)} if self.params.loss_type == "BPR" else {}
+
+
+@RECOMMENDERS.register("gru4rec")
+class GRU4Rec(SASRec):
+    """A recurrent network over the history (RecBole's GRU4Rec)."""
+
+    citation = "Tan, Xu, Liu: Improved Recurrent Neural Networks for Session-based Recommendations, DLRS 2016"
+    revision = 1
+    FitParams = GRU4RecParams
+    model_file, model_class = "gru4rec", "GRU4Rec"
+
+
+@RECOMMENDERS.register("caser")
+class Caser(SASRec):
+    """Convolutions over the history, without its user embedding (RecBole's Caser).
+
+    Every user is RecBole's padding user: most test users of a temporal split are unseen in training, and no
+    rival sees users.  There is one convolution per history position, so time grows with the square of the
+    history length; histories beyond about 10 items are slow.
+    """
+
+    citation = "Tang, Wang: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding, WSDM 2018"
+    revision = 1
+    FitParams = CaserParams
+    model_file, model_class = "caser", "Caser"
+
+
+@RECOMMENDERS.register("bert4rec")
+class BERT4Rec(RecBoleRecommender):
+    """Self-attention over the history in both directions, trained on masked items (RecBole's BERT4Rec).
+
+    The target is appended to the history for training; ranking asks for a mask in its place.  Masks are drawn
+    as RecBole's ``MaskItemSequence`` draws them, vectorised: in a share ``ft_ratio`` of the batches the target
+    alone is masked, else every item with probability ``mask_ratio``, of which the last
+    ``max(1, int(mask_ratio * length))`` enter the loss.  RecBole's loss never counts a mask at the first position.
+    """
+
+    citation = (
+        "Sun et al.: BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from "
+        "Transformer, CIKM 2019"
+    )
+    revision = 1
+    FitParams = BERT4RecParams
+    model_file, model_class = "bert4rec", "BERT4Rec"
+
+    def input_length(self) -> int:
+        """One more than the history: the target, or the mask in its place."""
+        return self.length + 1
+
+    def training_batch(self, batch: _Sequences) -> dict[str, Tensor] | None:
+        """Masked sequences with the masked items and their positions; None if no mask would count."""
+        import torch
+
+        items = torch.cat((batch.items, torch.zeros_like(batch.items[:, :1])), dim=1)
+        items.scatter_(1, batch.lengths[:, None], batch.targets[:, None])
+        if float(torch.rand(())) < self.params.ft_ratio:
+            masked = torch.zeros_like(items, dtype=torch.bool).scatter_(1, batch.lengths[:, None], True)
+        else:
+            masked = (torch.rand(items.shape).to(items.device) < self.params.mask_ratio) & (items > 0)
+        counted = max(1, int(self.params.mask_ratio * self.input_length()))
+        # Positions of the last `counted` masks, ascending, padded with 0 on the left.
+        positions = torch.arange(items.shape[1], device=items.device)
+        index = torch.where(masked, positions, 0).sort(dim=1).values[:, -counted:].contiguous()
+        if not bool((index > 0).any()):
+            return None
+        positives = torch.where(index > 0, items.gather(1, index), 0)
+        fields = {
+            MASK_FIELDS["MASK_ITEM_SEQ"]: items.masked_fill(masked, self.n_items + 1),
+            MASK_FIELDS["POS_ITEMS"]: positives,
+            MASK_FIELDS["MASK_INDEX"]: index,
+            # RecBole's loss reads the negatives even where cross-entropy ignores them.
+            MASK_FIELDS["NEG_ITEMS"]: self._negatives(positives) if self.params.loss_type == "BPR" else positives,
+        }
+        return fields
+
+    def ranking_batch(self, batch: _Sequences) -> dict[str, Tensor]:
+        """Histories after one dummy item, because RecBole drops the oldest one when it appends the mask."""
+        import torch
+
+        items = torch.cat((torch.ones_like(batch.items[:, :1]), batch.items), dim=1)
+        return {ITEM + LIST: items, LENGTH: batch.lengths + 1}
+
+
+MASK_FIELDS = {"MASK_INDEX": "mask_index", "MASK_ITEM_SEQ": "masked", "POS_ITEMS": "positives", "NEG_ITEMS": "negatives"}
+
+
+@dataclass
+class _Record:
+    """What the epochs gave, and the best parameters so far."""
+
+    watch: str
+
+    def __post_init__(self) -> None:
+        self.epoch = self.best_epoch = 0
+        self.best_value = 0.0
+        self.best: dict[str, Tensor] = {}
+        self.curves: dict[str, list[tuple[float, float]]] = {"loss": [], self.watch: []}
+
+    def note(self, epoch: int, loss: float, value: float, model: nn.Module) -> None:
+        """Take note of an epoch; keep the parameters if none was better."""
+        self.epoch = epoch
+        self.curves["loss"].append((epoch, loss))
+        self.curves[self.watch].append((epoch, value))
+        better = value < self.best_value if self.watch == "nll" else value > self.best_value
+        if better or not self.best_epoch:
+            self.best_epoch, self.best_value = epoch, value
+            self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def exhausted(self, patience: int | None) -> bool:
+        """Tell whether ``patience`` epochs passed without improvement."""
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+    def restore(self, model: nn.Module) -> None:
+        """Put the best parameters back."""
+        if self.best:
+            model.load_state_dict(self.best)
+        self.best = {}
+
+
+def _fields(batch: _Sequences) -> dict[str, Tensor]:
+    import torch
+
+    return {
+        ITEM + LIST: batch.items,
+        LENGTH: batch.lengths,
+        ITEM: batch.targets,
+        USER: torch.zeros_like(batch.targets),
+    }
+
+
+def _recbole_class(file: str, name: str) -> Any:
+    """Import one of RecBole's model classes and undo what the import changes for the whole process."""
+    import torch
+
+    anomaly = torch.is_anomaly_enabled()
+    try:
+        module = importlib.import_module(f"recbole.model.sequential_recommender.{file}")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"method '{name.lower()}' needs RecBole, which cannot be imported ({error}); run `flr-bench doctor --fix`"
+        ) from error
+    finally:
+        # Importing RecBole's sequential models switches anomaly detection on, which makes training 1.6 x slower.
+        torch.autograd.set_detect_anomaly(anomaly)
+    return getattr(module, name)
+
+
+def _fuse_gelu(model: nn.Module) -> None:
+    """Let torch compute GELU in one pass: RecBole spells x * 0.5 * (1 + erf(x / sqrt 2)) out, half of SASRec's time."""
+    from torch.nn import functional
+
+    for module in model.modules():
+        spelled_out = getattr(module, "gelu", None)
+        if spelled_out is not None and getattr(module, "intermediate_act_fn", None) == spelled_out:
+            module.intermediate_act_fn = functional.gelu  # type: ignore[assignment]
+
+
+@contextmanager
+def _reproducible(seed: int, device: str) -> Iterator[None]:
+    """Seed torch's generators and demand deterministic algorithms; leave both as they were."""
+    import torch
+
+    cuda = torch.device(device).type == "cuda"
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=cuda)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn)
