@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import flr_bench
+from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell, RankCell
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pool import Pool
@@ -94,6 +95,7 @@ def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Out
 
     Raises:
         KeyboardInterrupt: interrupted; running cells are dropped, finished ones kept.
+        FlrBenchError: the store cannot be written any more (a full disk).
     """
     schedule = _Schedule(cells_to_run(plan, store, settings.mode), store)
     outcome = Outcome()
@@ -233,6 +235,11 @@ class _EventHandler:
 
     def _failed(self, event: Event) -> None:
         values = event.values
+        if values.get("disk_full"):
+            raise FlrBenchError(
+                f"cannot write {event.label} to {self._store.root}: {values['error']}; "
+                "free space and run again, finished cells are kept"
+            )
         self._schedule.failed.add(event.cell)
         cell = self._schedule.cell(event.cell)
         if values.get("unwritten"):  # the worker died before it could
@@ -292,7 +299,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
-
-def is_terminal() -> bool:
-    """Whether progress can be drawn in place."""
-    return sys.stderr.isatty()

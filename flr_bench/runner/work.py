@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL = 0.3
 """Seconds between progress events of one cell, so that reporting costs nothing."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 VALID_METRIC = "ndcg@10"
 """What a ranking's own choices on valid (such as a mixture's weight) go by."""
@@ -120,9 +123,10 @@ class Workshop:
 
     def _failed(self, cell: Cell, error: Exception) -> Event:
         line, text = describe_error(error), "".join(traceback.format_exception(error))
+        values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error)}
         with contextlib.suppress(OSError):  # a full disk may be the failure; the event still tells
             self.store.write_failure(cell, line, text)
-        return Event("failed", cell.hash, cell.label, {"error": line, "traceback": text})
+        return Event("failed", cell.hash, cell.label, values)
 
     def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> float:
         with self.store.writing(cell) as folder, _logging_to(folder / "log.txt"):
@@ -159,6 +163,7 @@ class Workshop:
         )
         with measured(cell.machine) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
+        _remove(folder / "scratch")
         return {"report": _as_json(fitted), **cost.figures}
 
     def _fit(self, cell: FitCell, folder: Path, report: _Reporter) -> dict[str, Any]:
@@ -445,6 +450,18 @@ def make_deterministic(machine: Machine, seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the legacy generator
     torch.manual_seed(seed)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether the error, or one it came from, says that nothing more can be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return True
+        # safetensors and Arrow wrap the system's error into text
+        if any(os.strerror(number) in str(error) for number in _DISK_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def describe_error(error: BaseException) -> str:
