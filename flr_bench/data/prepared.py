@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flr_bench.data.filtering import FilterParams, apply_filters
+from flr_bench.data.sources import ITEM_COLUMNS, RawData, Source
 from flr_bench.data.splitting import (
     PARTS,
     TEST,
@@ -32,9 +33,8 @@ from flr_bench.interface import Catalog, Examples, Int64s, Interactions, Split
 from flr_bench.registry import SOURCES
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
-
-    from flr_bench.data.sources import RawData, Source
 
 __all__ = ["REVISION", "FilterParams", "PreparedData", "SplitParams", "build", "describe", "prepare"]
 
@@ -209,9 +209,13 @@ def describe(data: PreparedData) -> dict[str, Any]:
     return described
 
 
-def _catalog(items: Any) -> Catalog:
+def _catalog(items: pd.DataFrame) -> Catalog:
+    import pandas as pd
+
     attributes = {
-        str(column): tuple(map(str, items[column])) for column in items.columns if column not in ("item", "title")
+        str(column): tuple("" if pd.isna(value) else str(value) for value in items[column])
+        for column in items.columns
+        if column not in ITEM_COLUMNS
     }
     return Catalog(tuple(map(str, items["item"])), tuple(map(str, items["title"])), attributes)
 
@@ -320,7 +324,9 @@ def _canonical(value: Any) -> bytes:
 def _save(data: PreparedData, folder: Path, provenance: Mapping[str, Any]) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+        # Not tempfile: its folders are closed to other users, and a cache may be shared.
+        temporary = folder.parent / f".making-{uuid.uuid4().hex}"
+        temporary.mkdir()
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:

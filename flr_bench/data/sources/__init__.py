@@ -53,6 +53,8 @@ class RawData:
         _require_columns(self.items, ITEM_COLUMNS, f"{self.origin}: the items")
         if not len(self.interactions):
             raise DataError(f"{self.origin}: there are no interactions; check that the file is complete")
+        for table, columns in ((self.interactions, ("user", "item")), (self.items, ITEM_COLUMNS)):
+            _require_text(table, columns, self.origin)
         if self.interactions["timestamp"].dtype.kind != "i":
             raise DataError(f"{self.origin}: timestamps must be whole seconds (int64); convert the column 'timestamp'")
         twice = self.items["item"][self.items["item"].duplicated()]
@@ -119,3 +121,11 @@ def _require_columns(table: pd.DataFrame, columns: tuple[str, ...], what: str) -
         missing = int(table[column].isna().sum())
         if missing:
             raise DataError(f"{what} have {missing} rows without a value in the column '{column}'; drop or fill them")
+
+
+def _require_text(table: pd.DataFrame, columns: tuple[str, ...], origin: str) -> None:
+    from pandas.api.types import is_string_dtype
+
+    for column in columns:
+        if not is_string_dtype(table[column]):
+            raise DataError(f"{origin}: the column '{column}' must be text, not {table[column].dtype}; convert it")

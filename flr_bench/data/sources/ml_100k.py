@@ -21,8 +21,8 @@ class MovieLens100K(Source):
     """MovieLens 100K: 943 users, 1,682 films, 100,000 ratings of 1997 and 1998.
 
     Every rating counts as an interaction, whatever its value.  The title shown to language models
-    is the film's title and year, ``Toy Story (1995)``; two films have no readable year (``unkonwn``
-    and ``V`` in the file) and keep the title alone.  Genres are kept as an attribute.
+    is the film's title and year, ``Toy Story (1995)``; where the year is not four digits (one film
+    has ``unkonwn``, one ``V`` for video) it is the title alone.  Genres are kept as an attribute.
 
     Args:
         folder: where ``ml-100k.inter`` and ``ml-100k.item`` lie; by default the folder within the
