@@ -336,6 +336,7 @@ def _rows(
 ) -> list[Row]:
     """The rows of one entry: a prefix of its stages times a decoding."""
     method, spec = entry.method, entry.spec
+    fingerprints: dict[str, str] = {}
     endings = spec.rows_at or entry.stages
     used = seeds if method.stochastic else (0,)
     rows = []
@@ -344,9 +345,9 @@ def _rows(
         for decoding, rank_params in entry.rank_params.items():
             label = _label(entry, stages, decoding, alone=len(endings) * len(entry.rank_params) == 1)
             cells = {
-                (ref.key, seed): _Builder(file, profile, ref, seed, entry.where, label).rank(
-                    spec.name, entry.params, ending, rank_params
-                )
+                (ref.key, seed): _Builder(
+                    file, profile, ref, seed, entry.where, label, spec.label or spec.name, fingerprints
+                ).rank(spec.name, entry.params, ending, rank_params)
                 for ref in data
                 for seed in used
             }
@@ -376,24 +377,28 @@ class _Builder:
     seed: int
     where: Location
     row: str
+    entry: str
+    fingerprints: dict[str, str]
 
     def rank(self, name: str, params: Params, stage: str, rank_params: Params) -> RankCell:
+        """The row's cell and, through it, all that it builds on."""
         method = RECOMMENDERS.get(name)
         return RankCell(
             label=f"rank {self.row} · {self.data.key} · seed {self.seed}",
             requires=self._resolve(method.rank_requires(rank_params), name),
-            fit=self.fit(name, params, stage),
+            fit=self.fit(name, params, stage, self.entry),
             params=rank_params.model_dump(mode="json"),
             test_examples=self.profile.test_examples,
             ks=self.file.suite.k,
         )
 
-    def fit(self, name: str, params: Params, stage: str) -> FitCell:
+    def fit(self, name: str, params: Params, stage: str, shown: str) -> FitCell:
+        """The cell of one stage and, through it, of those it builds on."""
         method = RECOMMENDERS.get(name)
         budget = self._budget(name, stage)
         seed = self.seed if method.stochastic else 0
         return FitCell(
-            label=f"fit {name} {stage} · {self.data.key} · seed {seed}",
+            label=f"fit {shown} · {stage} · {self.data.key} · seed {seed}",
             requires=self._resolve(method.requires(params, stage), name),
             data=self.data,
             examples=ExampleSettings(
@@ -414,6 +419,9 @@ class _Builder:
     def _prepare(self, spec: PrepareSpec) -> PrepareCell:
         preparer = PREPARERS.get(spec.what)
         params = self._validated(preparer.Params, spec.params, f"preparation '{spec.what}'")
+        key = f"{spec.what} {params.model_dump_json()}"
+        if key not in self.fingerprints:  # reading a large file once is enough
+            self.fingerprints[key] = preparer.fingerprint(params)
         return PrepareCell(
             label=f"prepare {spec.what} · {self.data.key}",
             data=self.data,
@@ -421,7 +429,7 @@ class _Builder:
             what=spec.what,
             revision=preparer.revision,
             params=params.model_dump(mode="json"),
-            fingerprint=preparer.fingerprint(params),
+            fingerprint=self.fingerprints[key],
             machine=self._machine,
         )
 
@@ -438,7 +446,7 @@ class _Builder:
             self.file.suite.shared.get(method.family, {}), self.profile.shared.get(method.family, {})
         )
         params = self._validated(method.FitParams, merged(shared, spec.params), f"required {spec.method}")
-        return self.fit(spec.method, params, spec.stage)
+        return self.fit(spec.method, params, spec.stage, spec.method)
 
     def _validated(self, model: Callable[..., Any], params: Mapping[str, Any], what: str) -> Params:
         try:
