@@ -1,0 +1,86 @@
+"""What stands above and below a table: who was counted, under which settings, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flr_bench.report.reading import Cell, SuiteView
+from flr_bench.report.render import GAP
+
+
+def caption(view: SuiteView, data: str) -> str:
+    """Counts and settings of one data set, the same for every table of a suite."""
+    settings = view.settings
+    parts = [
+        f"Suite {view.version}, profile {view.profile}, {data}: {test_counts(view, data)}",
+        f"split {_split(settings.get('split'))}, history of at most {settings.get('max_history', '?')} items, "
+        f"items of the history {_seen(settings.get('seen_items'))}",
+        f"seeds {', '.join(str(seed) for seed in view.record.get('seeds', []))} (methods without randomness run once)",
+        *_limits(settings),
+        *_budgets(settings.get("budgets")),
+    ]
+    return "; ".join(parts) + "."
+
+
+def test_counts(view: SuiteView, data: str) -> str:
+    """``1000 test examples of 166 users``, from the cells themselves (``?`` while there are none)."""
+    counts = sorted({_counts(cell) for row in view.rows for cell in view.rank_cells(row, data)})
+    shown = [f"{examples} test examples of {users} users" for examples, users in counts]
+    return " or ".join(shown) or "no finished cell"
+
+
+def missing_notes(view: SuiteView, data: str) -> tuple[str, ...]:
+    """One line that counts the missing cells and one per recorded failure."""
+    missing = [(row, seed, cell) for row, where, seed, cell in view.missing() if where == data]
+    if not missing:
+        return ()
+    planned = sum(len(row.seeds(data)) for row in view.rows)
+    lines = [
+        f"{len(missing)} of {planned} rankings are missing: '{GAP} (found/planned)' stands where a seed is absent; "
+        "no mean is taken over the others."
+    ]
+    for row, seed, cell in missing:
+        refs = row.cells[data][seed]
+        errors = [e for e in (view.store.failure(h) for h in (*refs.prepared, *refs.fits, cell)) if e is not None]
+        lines += [f"{row.label}, seed {seed}: {errors[0]}"] if errors else []
+    return tuple(lines)
+
+
+def _counts(cell: Cell) -> tuple[int, int]:
+    return int(cell.metrics.get("examples", 0)), int(cell.metrics.get("users", 0))
+
+
+def _split(split: Any) -> str:
+    if not isinstance(split, dict):
+        return str(split or "?")
+    rest = ", ".join(f"{key} {_short(value)}" for key, value in sorted(split.items()) if key != "name")
+    return f"{split.get('name', '?')} ({rest})" if rest else str(split.get("name", "?"))
+
+
+def _seen(seen: Any) -> str:
+    return {"allowed": "may be recommended", "excluded": "are not recommended"}.get(str(seen), "?")
+
+
+def _limits(settings: dict[str, Any]) -> list[str]:
+    names = {"valid_examples": "valid examples for choices", "train_examples": "training examples a seed"}
+    shown = [f"{settings[key]} {what}" for key, what in names.items() if settings.get(key) is not None]
+    if settings.get("threads") is not None:
+        shown.append(f"threads per cell: {settings['threads']}")
+    return shown
+
+
+def _budgets(budgets: Any) -> list[str]:
+    if not isinstance(budgets, dict):
+        return []
+    words = {"watch": "watching", "epochs": "epochs at most", "patience": "patience", "train_examples": "examples"}
+    lines = []
+    for stage, budget in sorted(budgets.items()):
+        given = budget if isinstance(budget, dict) else {}
+        shown = [f"{words.get(k, k)} {_short(v)}" for k, v in sorted(given.items()) if v is not None]
+        lines += [f"{stage}: {', '.join(shown)}"] if shown else []
+    return [f"budgets ({' / '.join(lines)})"] if lines else []
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,0 +1,121 @@
+"""The cost table: the only place where measured times and memory stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flr_bench.report.captions import caption, missing_notes
+from flr_bench.report.reading import Cell, CellRefs, Row, SeedValues, SuiteView
+from flr_bench.report.render import Column, Entry, Table
+from flr_bench.report.tables import grouped, mean_entry, rules_between
+
+MEBIBYTE = 2.0**20
+
+
+def cost_table(view: SuiteView, data: str) -> Table:
+    """Train and rank seconds, peak memory, parameters and epochs per row.
+
+    *Train* sums the row's own trained stages; what all rows of a method share (the pretrained backbone)
+    has its own column and is spent once.  *Rank* includes time spent on a search that another row of
+    the same model shares, so that every row shows what it would cost alone.
+    """
+    columns = (
+        Column("data", "Data", csv_only=True),
+        Column("method", "Method"),
+        Column("prepare_seconds", "Prepare s (shared)", "mean", digits=1),
+        Column("train_seconds", "Train s", "mean", digits=1),
+        Column("rank_seconds", "Rank s", "mean", digits=1),
+        Column("rank_ms_per_example", "Rank ms/example", "mean", digits=2),
+        Column("peak_mib", "Peak MiB", "mean", digits=0),
+        Column("parameters_total", "Parameters", "mean", digits=0),
+        Column("parameters_trained", "Trained", "mean", digits=0),
+    )
+    rows = grouped(view.rows)
+    body = [(Entry(data), Entry(row.label), *(mean_entry(v) for v in _figures(view, row, data))) for row in rows]
+    return Table(
+        f"{view.name}-{view.profile}-{data}-cost",
+        f"Cost on {data}",
+        f"{caption(view, data)} Wall-clock seconds and peak memory of the process as measured {_where(view, data)}; "
+        "cells that ran side by side slow each other down. Mean ± standard deviation over seeds.",
+        columns,
+        tuple(body),
+        rules_between(rows),
+        missing_notes(view, data),
+    )
+
+
+def total_seconds(view: SuiteView, row: Row, data: str) -> SeedValues:
+    """Train plus rank seconds per seed, without what is prepared once for all."""
+    figures = _Chain(view, row, data)
+    return figures.over(lambda refs: _add(figures.train(refs), figures.rank(refs)))
+
+
+def _figures(view: SuiteView, row: Row, data: str) -> Sequence[SeedValues]:
+    chain = _Chain(view, row, data)
+    return (
+        chain.over(chain.prepare),
+        chain.over(chain.train),
+        chain.over(chain.rank),
+        chain.over(chain.per_example),
+        chain.over(chain.peak),
+        chain.over(lambda refs: chain.parameters(refs, "parameters_total")),
+        chain.over(lambda refs: chain.parameters(refs, "parameters_trained")),
+    )
+
+
+class _Chain:
+    """Figures of one row over the cells that lead to its ranking."""
+
+    def __init__(self, view: SuiteView, row: Row, data: str) -> None:
+        self.view, self.row, self.data = view, row, data
+
+    def over(self, figure: Callable[[CellRefs], float | None]) -> SeedValues:
+        seeds = self.row.seeds(self.data)
+        values = (figure(self.row.cells[self.data][seed]) for seed in seeds)
+        return SeedValues(tuple(v for v in values if v is not None), len(seeds))
+
+    def prepare(self, refs: CellRefs) -> float | None:
+        return self._seconds(refs.prepared)
+
+    def train(self, refs: CellRefs) -> float | None:
+        return self._seconds(refs.fits)
+
+    def rank(self, refs: CellRefs) -> float | None:
+        cell = self.view.store.cell(refs.rank)
+        if cell is None:
+            return None
+        shared = float((cell.metrics.get("measurements") or {}).get("reused_seconds", 0.0))
+        return float(cell.metrics["seconds"]) + shared
+
+    def per_example(self, refs: CellRefs) -> float | None:
+        cell, seconds = self.view.store.cell(refs.rank), self.rank(refs)
+        return None if cell is None or seconds is None else 1000 * seconds / max(int(cell.metrics["examples"]), 1)
+
+    def peak(self, refs: CellRefs) -> float | None:
+        cells = self._all((*refs.fits, refs.rank))
+        return None if cells is None else max(float(c.metrics.get("peak_bytes") or 0) for c in cells) / MEBIBYTE
+
+    def parameters(self, refs: CellRefs, key: str) -> float | None:
+        cells = self._all(refs.fits)
+        return float(cells[-1].report.get(key, 0)) if cells else None
+
+    def _seconds(self, hashes: Sequence[str]) -> float | None:
+        cells = self._all(hashes)
+        return None if cells is None else sum((float(cell.metrics["seconds"]) for cell in cells), 0.0)
+
+    def _all(self, hashes: Sequence[str]) -> list[Cell] | None:
+        cells = [self.view.store.cell(h) for h in hashes]
+        present = [cell for cell in cells if cell is not None]
+        return present if len(present) == len(cells) else None
+
+
+def _add(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second
+
+
+def _where(view: SuiteView, data: str) -> str:
+    cells = [cell for row in view.rows for cell in view.rank_cells(row, data)]
+    places = sorted(
+        {f"{c.environment.get('device', '?')} with {c.environment.get('threads', '?')} thread(s)" for c in cells}
+    )
+    return "on " + " and ".join(places) if places else "nowhere yet"

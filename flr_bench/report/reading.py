@@ -1,0 +1,340 @@
+"""The store as the tables see it: suites, rows and cells, read only.
+
+Tables know the files of the store (JSON and parquet) and nothing of the code that wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flr_bench.errors import DamagedFileError, UsageError
+
+FORMAT = 1
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell: its inputs, its figures, and where it ran."""
+
+    hash: str
+    folder: Path
+    description: Json
+    metrics: Json
+    environment: Json
+
+    @property
+    def inputs(self) -> Json:
+        """The resolved inputs that the hash is made of."""
+        inputs: Json = self.description.get("inputs", {})
+        return inputs
+
+    @property
+    def report(self) -> Json:
+        """What a fit or preparation said of itself; empty for rankings."""
+        report: Json = self.metrics.get("report") or {}
+        return report
+
+
+@dataclass(frozen=True)
+class CellRefs:
+    """The cells behind one row, data set and seed, by hash."""
+
+    rank: str
+    fits: tuple[str, ...]
+    prepared: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a suite: a method with stages, decoding and possibly a control."""
+
+    label: str
+    method: str
+    family: str
+    stages: tuple[str, ...]
+    decoding: str | None
+    control: str | None
+    cells: Mapping[str, Mapping[str, CellRefs]]
+
+    @property
+    def is_control(self) -> bool:
+        """Controls and untuned models stand beside the methods, not in competition with them."""
+        return self.control is not None or "untuned" in self.stages
+
+    @property
+    def trained_label(self) -> str:
+        """The label of the trained model: without the decoding and the control."""
+        parts = self.label.split(" · ")
+        return " · ".join(part for part in parts if part not in (self.decoding, self.control)) or self.label
+
+    def seeds(self, data: str) -> tuple[str, ...]:
+        """The planned seeds, in numerical order."""
+        return tuple(sorted(self.cells.get(data, {}), key=int))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Per example, sorted by example: where the target stands, and which strata it belongs to.
+
+    Attributes:
+        examples: ``[n]`` int64 ids.
+        users: ``[n]`` int64, the clusters of all intervals.
+        by_item, by_title: ``[n]`` int32, 1-based rank of the target, 0 if it is not in the list.
+        strata: per name ``[n]`` labels.
+    """
+
+    examples: npt.NDArray[np.int64]
+    users: npt.NDArray[np.int64]
+    by_item: npt.NDArray[np.int32]
+    by_title: npt.NDArray[np.int32]
+    strata: Mapping[str, npt.NDArray[np.str_]]
+
+
+@dataclass(frozen=True)
+class SeedValues:
+    """One figure of a row over its seeds.
+
+    Attributes:
+        values: those that exist, in the order of seeds.
+        planned: how many the suite asks for.
+    """
+
+    values: tuple[float, ...]
+    planned: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned seed is there."""
+        return len(self.values) == self.planned and self.planned > 0
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over all planned seeds, or ``None`` while one is missing."""
+        return float(np.mean(self.values)) if self.complete else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds (``ddof = 1``), ``None`` for a single or an incomplete one."""
+        return float(np.std(self.values, ddof=1)) if self.complete and self.planned > 1 else None
+
+
+class StoreReader:
+    """Reads a store; every cell at most once.
+
+    Args:
+        root: the store's folder (``runs``).
+
+    Raises:
+        UsageError: there is no store at ``root``.
+        DamagedFileError: the store is of another format.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Check that the folder looks like a store; nothing is read yet."""
+        if not (root / "suites").is_dir():
+            raise UsageError(f"no results at {root}: run a suite first (flr-bench run --suite smoke) or name --runs")
+        marker = root / "store.json"
+        if marker.is_file():
+            read_json(marker)
+        self.root = root
+        self._cells: dict[str, Cell | None] = {}
+        self._ranks: dict[str, Ranks] = {}
+
+    def suites(self, names: Sequence[str] | None, profile: str | None) -> list[SuiteView]:
+        """The recorded suites, sorted by file name.
+
+        Args:
+            names: keep these (``main`` or ``main@1``); ``None`` keeps all.
+            profile: keep this one; ``None`` keeps all.
+
+        Raises:
+            UsageError: a name that no record has; the message lists those there are.
+            DamagedFileError: a record cannot be read or is of another format.
+        """
+        views = [SuiteView(self, read_json(path)) for path in sorted((self.root / "suites").glob("*.json"))]
+        kept = [
+            view
+            for view in views
+            if (names is None or view.name in names or view.version in names) and profile in (None, view.profile)
+        ]
+        known = ", ".join(f"{view.name} ({view.profile})" for view in views) or "none"
+        for name in names or ():
+            if not any(name in (view.name, view.version) for view in kept):
+                wanted = name if profile is None else f"{name} with profile {profile}"
+                raise UsageError(f"the store at {self.root} has no suite {wanted}; recorded: {known}")
+        if not kept:
+            raise UsageError(f"the store at {self.root} has no such suite; recorded: {known}")
+        return kept
+
+    def cell(self, cell_hash: str) -> Cell | None:
+        """The finished cell, or ``None`` while it is missing."""
+        if cell_hash not in self._cells:
+            self._cells[cell_hash] = self._read_cell(cell_hash)
+        return self._cells[cell_hash]
+
+    def failure(self, cell_hash: str) -> str | None:
+        """The one-line error of a cell that failed, or ``None``."""
+        path = self.root / "failures" / f"{cell_hash}.json"
+        return str(read_json(path).get("error", "failed")) if path.is_file() else None
+
+    def ranks(self, cell_hash: str) -> Ranks:
+        """The ranks of the targets of a finished rank cell.
+
+        Raises:
+            DamagedFileError: the parquet file is missing or unreadable.
+        """
+        if cell_hash not in self._ranks:
+            self._ranks[cell_hash] = _read_ranks(self.root / "cells" / cell_hash / "per_example.parquet")
+        return self._ranks[cell_hash]
+
+    def _read_cell(self, cell_hash: str) -> Cell | None:
+        folder = self.root / "cells" / cell_hash
+        if not (folder / "cell.json").is_file():
+            return None
+        environment = folder / "environment.json"
+        return Cell(
+            cell_hash,
+            folder,
+            read_json(folder / "cell.json"),
+            read_json(folder / "metrics.json"),
+            read_json(environment) if environment.is_file() else {},
+        )
+
+
+@dataclass(frozen=True)
+class SuiteView:
+    """A suite's record together with the store that holds its cells."""
+
+    store: StoreReader
+    record: Json
+
+    @property
+    def name(self) -> str:
+        """The suite's name without its version, for example ``main``."""
+        return str(self.record["name"])
+
+    @property
+    def version(self) -> str:
+        """The suite's name with its version, for example ``main@1``."""
+        return str(self.record["suite"])
+
+    @property
+    def profile(self) -> str:
+        """How large it ran: ``cpu``, ``gpu`` or ``paper``."""
+        return str(self.record["profile"])
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """Names of the data sets."""
+        return tuple(self.record["data"])
+
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """The lengths of ranked lists that are evaluated, ascending."""
+        return tuple(sorted(int(k) for k in self.record["k"]))
+
+    @property
+    def primary(self) -> str:
+        """The metric that comparisons and figures use."""
+        return str(self.record.get("primary") or f"ndcg@{self.cutoffs[-1]}")
+
+    @property
+    def settings(self) -> Json:
+        """What the suite fixes for all methods alike."""
+        settings: Json = self.record.get("settings") or {}
+        return settings
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows in the suite's order."""
+        return tuple(_row(raw) for raw in self.record["rows"])
+
+    def row(self, label: str) -> Row | None:
+        """The row with that label, or ``None``."""
+        return next((row for row in self.rows if row.label == label), None)
+
+    def rank_cells(self, row: Row, data: str) -> list[Cell]:
+        """The finished rank cells of a row, in the order of seeds."""
+        found = (self.store.cell(row.cells[data][seed].rank) for seed in row.seeds(data))
+        return [cell for cell in found if cell is not None]
+
+    def over_seeds(self, row: Row, data: str, figure: Callable[[Cell], float | None]) -> SeedValues:
+        """One figure of the rank cells of a row, seed by seed."""
+        values = (figure(cell) for cell in self.rank_cells(row, data))
+        return SeedValues(tuple(v for v in values if v is not None), len(row.seeds(data)))
+
+    def missing(self) -> list[tuple[Row, str, str, str]]:
+        """``(row, data, seed, hash)`` of every rank cell that is not there."""
+        return [
+            (row, data, seed, row.cells[data][seed].rank)
+            for row, data, seed in self.places()
+            if self.store.cell(row.cells[data][seed].rank) is None
+        ]
+
+    def places(self) -> Iterator[tuple[Row, str, str]]:
+        """Every planned ``(row, data, seed)``, in order."""
+        for data in self.data:
+            for row in self.rows:
+                for seed in row.seeds(data):
+                    yield row, data, seed
+
+
+def read_json(path: Path) -> Json:
+    """A JSON object from the store.
+
+    Raises:
+        DamagedFileError: it cannot be read, or is of a format that this version does not know.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{path} cannot be read ({error}); remove the folder it is in and run again") from error
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} is not a JSON object; remove it and run again")
+    if content.get("format", FORMAT) != FORMAT:
+        raise DamagedFileError(
+            f"{path} has format {content['format']}, this version reads format {FORMAT}: "
+            "use the version of flr-bench that wrote it, or another --runs folder"
+        )
+    return content
+
+
+def _row(raw: Json) -> Row:
+    cells = {
+        data: {
+            str(seed): CellRefs(refs["rank"], tuple(refs.get("fits", ())), tuple(refs.get("prepared", ())))
+            for seed, refs in by_seed.items()
+        }
+        for data, by_seed in raw["cells"].items()
+    }
+    stages = tuple(raw.get("stages") or ())
+    return Row(raw["label"], raw["method"], raw["family"], stages, raw.get("decoding"), raw.get("control"), cells)
+
+
+def _read_ranks(path: Path) -> Ranks:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from flr_bench.evaluation.strata import STRATA
+
+    try:
+        table = pq.read_table(path, partitioning=None).sort_by("example")
+        columns = {name: table.column(name).to_numpy() for name in table.column_names}
+        return Ranks(
+            columns["example"].astype(np.int64),
+            columns["user"].astype(np.int64),
+            columns["rank_item"].astype(np.int32),
+            columns["rank_title"].astype(np.int32),
+            {name: columns[name].astype(np.str_) for name in STRATA if name in columns},
+        )
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DamagedFileError(f"{path} cannot be read ({error}); remove the folder it is in and run again") from error

@@ -1,0 +1,285 @@
+"""The quality tables: main, contrasts, ablations, strata.  Measured times stand in ``cost`` only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from flr_bench.report.captions import caption, missing_notes
+from flr_bench.report.comparisons import Comparison, Float64s, compare, per_example
+from flr_bench.report.reading import Cell, Ranks, Row, SeedValues, SuiteView
+from flr_bench.report.render import Column, Entry, Table, mark_best
+
+Mask = npt.NDArray[np.bool_]
+RANKED = ("hr", "ndcg", "mrr")
+MEANS = "Mean ± standard deviation over seeds; best in bold, second best underlined (controls do not compete)."
+
+
+# ---------------------------------------------------------------- main
+def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None) -> Table:
+    """Methods by metrics: mean ± standard deviation over seeds.
+
+    Args:
+        view: the suite.
+        data: the data set.
+        metrics: names of summary figures; by default the ones of :func:`shown_metrics`.
+    """
+    names = shown_metrics(view) if metrics is None else tuple(metrics)
+    columns = (
+        Column("data", "Data", csv_only=True),
+        Column("method", "Method"),
+        *(_metric_column(name) for name in names),
+    )
+    rows = grouped(view.rows)
+    body = [
+        (Entry(data), Entry(row.label), *(mean_entry(over_summary(view, row, data, name)) for name in names))
+        for row in rows
+    ]
+    table = Table(
+        f"{view.name}-{view.profile}-{data}",
+        f"{view.version} on {data}",
+        f"{caption(view, data)} {MEANS}",
+        columns,
+        tuple(body),
+        rules_between(rows),
+        missing_notes(view, data),
+    )
+    return mark_best(table, [not row.is_control for row in rows])
+
+
+def shown_metrics(view: SuiteView) -> tuple[str, ...]:
+    """The columns of the main table, as far as the cells have them.
+
+    HR and NDCG at every cut-off (NDCG@1 is HR@1), then at the largest one MRR, the figures by title
+    (published ones are of that kind), catalog coverage and the Gini index of recommendations.
+    """
+    largest = view.cutoffs[-1]
+    wanted = [name for k in view.cutoffs for name in ((f"hr@{k}",) if k == 1 else (f"hr@{k}", f"ndcg@{k}"))]
+    wanted += [f"mrr@{largest}", f"hr@{largest}_title", f"ndcg@{largest}_title"]
+    wanted += [f"coverage@{largest}", f"gini@{largest}"]
+    cells = [cell for data in view.data for row in view.rows for cell in view.rank_cells(row, data)]
+    known = {name for cell in cells for name in cell.metrics.get("summary", {})}
+    return tuple(name for name in wanted if name in known or not known)
+
+
+def over_summary(view: SuiteView, row: Row, data: str, name: str) -> SeedValues:
+    """A summary figure of a row, seed by seed."""
+
+    def figure(cell: Cell) -> float | None:
+        value = cell.metrics.get("summary", {}).get(name)
+        return None if value is None else float(value)
+
+    return view.over_seeds(row, data, figure)
+
+
+def mean_entry(values: SeedValues) -> Entry:
+    """Mean and spread, or the gap with its count."""
+    return Entry(value=values.mean, spread=values.spread, found=len(values.values), planned=values.planned)
+
+
+def metric_title(name: str) -> str:
+    """``ndcg@10_title`` → ``NDCG@10 (title)``."""
+    base = name.removesuffix("_title")
+    measure, _, k = base.partition("@")
+    shown = measure.upper() if measure in RANKED else measure.capitalize()
+    return f"{shown}@{k}" + (" (title)" if name.endswith("_title") else "")
+
+
+def _metric_column(name: str) -> Column:
+    return Column(name, metric_title(name), "mean", ranked=1 if name.partition("@")[0] in RANKED else 0)
+
+
+def grouped(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows by family in order of first appearance, controls last; the suite's order within each."""
+    families = list(dict.fromkeys(row.family for row in rows))
+    return tuple(sorted(rows, key=lambda row: (row.is_control, families.index(row.family))))
+
+
+def rules_between(rows: Sequence[Row]) -> frozenset[int]:
+    """Where the family changes or the controls begin."""
+    keys = [(row.is_control, None if row.is_control else row.family) for row in rows]
+    return frozenset(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])
+
+
+# ---------------------------------------------------------------- contrasts
+def contrast_table(view: SuiteView, data: str) -> Table | None:
+    """The suite's contrasts on its primary metric, by item and by title; ``None`` if it has none."""
+    pairs = [(str(c["of"]), str(c["against"])) for c in view.record.get("contrasts") or ()]
+    if not pairs:
+        return None
+    columns = (
+        Column("data", "Data", csv_only=True),
+        Column("of", "Of"),
+        Column("against", "Against"),
+        Column("metric", "Metric"),
+        *_difference_columns(),
+    )
+    body = [
+        (Entry(data), Entry(c.of), Entry(c.against), Entry(metric_title(metric)), *_difference_entries(c))
+        for metric in _item_and_title(view, data)
+        for c in compare(view, pairs, data, metric)
+    ]
+    return Table(
+        f"{view.name}-{view.profile}-{data}-contrasts",
+        f"Differences in {metric_title(view.primary)} on {data}",
+        f"{caption(view, data)} {_interval_words(len(pairs))}",
+        columns,
+        tuple(body),
+        frozenset({len(pairs)} if len(body) > len(pairs) else ()),
+        missing_notes(view, data),
+    )
+
+
+def _item_and_title(view: SuiteView, data: str) -> tuple[str, ...]:
+    """The primary metric, then the same by title if any title is shared (else both are equal)."""
+    ranks = (view.store.ranks(cell.hash) for row in view.rows for cell in view.rank_cells(row, data))
+    differ = any(not np.array_equal(r.by_item, r.by_title) for r in ranks)
+    return (view.primary, f"{view.primary}_title") if differ else (view.primary,)
+
+
+def _interval_words(count: int) -> str:
+    return (
+        "Difference of the means with its 95 % interval: users as clusters, and the spread between seeds where "
+        f"there is more than one; p two-sided, and after Holm's correction over {count} contrasts."
+    )
+
+
+def _difference_columns() -> tuple[Column, ...]:
+    return (
+        Column("difference", "Difference [95 % interval]", "interval", signed=True),
+        Column("se_user", "SE users", "number"),
+        Column("se_seed", "SE seeds", "number"),
+        Column("dof", "d.o.f.", "number", digits=1),
+        Column("p", "p", "number", least=1e-4),
+        Column("p_holm", "p (Holm)", "number", least=1e-4),
+    )
+
+
+def _difference_entries(comparison: Comparison) -> tuple[Entry, ...]:
+    counts = {"found": comparison.found, "planned": comparison.planned}
+    d = comparison.difference
+    if d is None:
+        return (Entry(**counts), *(Entry() for _ in range(5)))  # type: ignore[arg-type]
+    return (
+        Entry(value=d.mean, low=d.low, high=d.high),
+        *(Entry(value=v) for v in (d.se_user, d.se_seed, d.dof, comparison.p, comparison.p_holm)),
+    )
+
+
+# ---------------------------------------------------------------- ablations
+def reference_row(view: SuiteView) -> Row | None:
+    """The row that ablations are compared with.
+
+    ``settings.reference`` names it; without that it is the first row of a suite that varies a single
+    method (all its rows but controls are of one method).  Other suites have no ablation table.
+    """
+    named = view.settings.get("reference")
+    if named is not None:
+        return view.row(str(named))
+    methods = {row.method for row in view.rows if not row.is_control}
+    return view.rows[0] if len(methods) == 1 and len(view.rows) > 1 else None
+
+
+def ablation_table(view: SuiteView, data: str) -> Table | None:
+    """Each row's primary metric and its difference to the reference; ``None`` without a reference."""
+    reference = reference_row(view)
+    if reference is None:
+        return None
+    others = [row for row in view.rows if row.label != reference.label]
+    compared = compare(view, [(row.label, reference.label) for row in others], data, view.primary)
+    largest = view.cutoffs[-1]
+    names = tuple(dict.fromkeys((view.primary, f"hr@{largest}")))
+    columns = (
+        Column("data", "Data", csv_only=True),
+        Column("row", "Row"),
+        *(_metric_column(name) for name in names),
+        *_difference_columns(),
+    )
+
+    def means(row: Row) -> tuple[Entry, ...]:
+        return tuple(mean_entry(over_summary(view, row, data, name)) for name in names)
+
+    body = [(Entry(data), Entry(f"{reference.label} (reference)"), *means(reference), *(Entry() for _ in range(6)))]
+    body += [
+        (Entry(data), Entry(row.label), *means(row), *_difference_entries(c))
+        for row, c in zip(others, compared, strict=True)
+    ]
+    return Table(
+        f"{view.name}-{view.profile}-{data}-ablations",
+        f"Difference to '{reference.label}' in {metric_title(view.primary)} on {data}",
+        f"{caption(view, data)} Mean ± standard deviation over seeds; row minus reference. "
+        f"{_interval_words(len(others))}",
+        columns,
+        tuple(body),
+        frozenset({1}),
+        missing_notes(view, data),
+    )
+
+
+# ---------------------------------------------------------------- strata
+def strata_table(view: SuiteView, data: str) -> Table:
+    """The primary metric and HR within strata of the test examples.
+
+    Strata: popularity tercile of the target, length of the history, target unseen in training.  The
+    values of a stratum are means over its examples; a stratum without examples is not listed.
+    """
+    metrics = tuple(dict.fromkeys((f"hr@{view.cutoffs[-1]}", view.primary)))
+    columns = (
+        Column("data", "Data", csv_only=True),
+        Column("method", "Method"),
+        Column("stratum", "Stratum"),
+        Column("examples", "Examples", "number", digits=0),
+        *(_metric_column(name) for name in metrics),
+    )
+    body: list[tuple[Entry, ...]] = []
+    rules: list[int] = []
+    for row in grouped(view.rows):
+        rules.append(len(body))
+        body += _strata_rows(view, row, data, metrics)
+    return Table(
+        f"{view.name}-{view.profile}-{data}-strata",
+        f"Strata of the test examples of {data}",
+        f"{caption(view, data)} Mean ± standard deviation over seeds within each stratum; with one relevant item "
+        "per example recall is HR.",
+        columns,
+        tuple(body),
+        frozenset(rules[1:]),
+        missing_notes(view, data),
+    )
+
+
+def _strata_rows(view: SuiteView, row: Row, data: str, metrics: Sequence[str]) -> list[tuple[Entry, ...]]:
+    values = [per_example(view, row, data, name) for name in metrics]
+    complete = [v for v in values if v is not None]
+    if len(complete) < len(values) or not complete:
+        gap = Entry(found=len(view.rank_cells(row, data)), planned=len(row.seeds(data)))
+        return [(Entry(data), Entry(row.label), Entry(), Entry(), *(gap for _ in metrics))]
+    ranks = complete[0][1]
+    return [
+        (
+            Entry(data),
+            Entry(row.label),
+            Entry(f"{name.replace('_', ' ')}: {label}"),
+            Entry(value=float(inside.sum())),
+            *(mean_entry(_within(matrix, inside)) for matrix, _ in complete),
+        )
+        for name, label, inside in _strata(ranks)
+    ]
+
+
+def _strata(ranks: Ranks) -> list[tuple[str, str, Mask]]:
+    from flr_bench.evaluation.strata import STRATA
+
+    return [
+        (name, label, inside)
+        for name, labels in STRATA.items()
+        if name in ranks.strata
+        for label in labels
+        if (inside := ranks.strata[name] == label).any()
+    ]
+
+
+def _within(matrix: Float64s, inside: Mask) -> SeedValues:
+    return SeedValues(tuple(float(v) for v in matrix[:, inside].mean(axis=1)), len(matrix))
