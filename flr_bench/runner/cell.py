@@ -1,0 +1,274 @@
+"""Cells: pure function calls, each named by a hash of its resolved inputs.
+
+Three kinds.  A *prepare* cell makes something shared by methods and seeds (a pretrained backbone);
+a *fit* cell trains one stage of one method; a *rank* cell ranks one selection of test examples with
+one trained model and measures it.  A cell holds plain values only: it can be sent to another
+process and written as JSON, and two cells with the same inputs are the same cell, whatever suite
+or row asks for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+from flr_bench.interface import Budget
+
+HASH_LENGTH = 20
+"""Hexadecimal digits of a cell's name: 80 bits, no collision to be feared below 10^9 cells."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no white space: equal values give equal text.
+
+    Raises:
+        ValueError: the value contains NaN or an infinity, which JSON cannot say.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+@dataclass(frozen=True, eq=False)
+class DataRef:
+    """Prepared data, by what determines it.
+
+    Attributes:
+        key: how tables name it: the data set, with the split's name where a suite uses several splits.
+        name: the registered source.
+        filters, split: the recipe, as JSON values.
+        checksum: of sources and recipe, from the prepared data's manifest.
+    """
+
+    key: str
+    name: str
+    filters: Mapping[str, Any]
+    split: Mapping[str, Any]
+    checksum: str
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a cell's hash takes from the data: never its display name."""
+        return {"checksum": self.checksum, "filters": dict(self.filters), "split": dict(self.split)}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a cell runs, as far as results depend on it.
+
+    Attributes:
+        device: type of torch device, ``"cpu"`` or ``"cuda"``.
+        threads: CPU threads; float sums depend on their number.
+    """
+
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class ExampleSettings:
+    """Which examples a method sees, the same for every method of a suite.
+
+    Attributes:
+        max_history: items of a history at most, the last ones.
+        train_examples: train examples, drawn by the cell's seed; ``None`` takes all.
+        valid_examples: valid examples, the same for every seed; ``None`` takes all.
+        seen_items: ``"allowed"`` or ``"excluded"``: whether items of the history may be recommended.
+    """
+
+    max_history: int
+    train_examples: int | None
+    valid_examples: int | None
+    seen_items: str
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """What all kinds share.
+
+    Attributes:
+        label: human text for progress and logs; no part of the hash.
+        requires: the cells this one builds on, by role.
+    """
+
+    kind: ClassVar[str]
+    label: str
+    requires: Mapping[str, Cell] = field(default_factory=dict)
+
+    @cached_property
+    def hash(self) -> str:
+        """Name of the cell: the beginning of the sha256 of its inputs as canonical JSON."""
+        return hashlib.sha256(canonical_json(self.inputs).encode()).hexdigest()[:HASH_LENGTH]
+
+    @property
+    def own_inputs(self) -> dict[str, Any]:
+        """The inputs besides kind and required cells, as JSON values."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """All that the result depends on, as JSON values."""
+        return {"kind": self.kind, **self.own_inputs, "requires": self.required_hashes}
+
+    @property
+    def required_hashes(self) -> dict[str, str]:
+        """Hashes of the required cells, by role."""
+        return {role: cell.hash for role, cell in sorted(self.requires.items())}
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """The cells that must be in the store before this one runs."""
+        return tuple(self.requires.values())
+
+    @property
+    def cost_key(self) -> tuple[str, ...]:
+        """Cells with the same key are expected to take about as long (used by time estimates only)."""
+        raise NotImplementedError
+
+    def record(self) -> dict[str, Any]:
+        """Content of ``cell.json``."""
+        return {
+            "format": 1,
+            "kind": self.kind,
+            "hash": self.hash,
+            "label": self.label,
+            "inputs": self.inputs,
+            "requires": self.required_hashes,
+            "cost_key": list(self.cost_key),
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrepareCell(Cell):
+    """Something made once per data set and split, whatever the seed.
+
+    Attributes:
+        data: what it is made from.
+        max_history: as in :class:`ExampleSettings`.
+        what: the registered preparation.
+        revision: its declared revision.
+        params: its parameters, complete, as JSON values.
+        fingerprint: checksum of files outside the store that it depends on.
+        machine: where it runs.
+    """
+
+    kind: ClassVar[str] = "prepare"
+    data: DataRef
+    max_history: int
+    what: str
+    revision: int
+    params: Mapping[str, Any]
+    fingerprint: str
+    machine: Machine
+
+    @property
+    def own_inputs(self) -> dict[str, Any]:
+        """See :attr:`Cell.own_inputs`."""
+        return {
+            "data": self.data.inputs,
+            "max_history": self.max_history,
+            "what": self.what,
+            "revision": self.revision,
+            "params": dict(self.params),
+            "fingerprint": self.fingerprint,
+            "machine": asdict(self.machine),
+        }
+
+    @property
+    def cost_key(self) -> tuple[str, ...]:
+        """See :attr:`Cell.cost_key`."""
+        return (self.kind, self.what, self.machine.device)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FitCell(Cell):
+    """One trained stage of one method.
+
+    Attributes:
+        data, examples: what it learns from.
+        method, revision: the registered recommender and its declared revision.
+        params: the fit parameters that the stage depends on, as JSON values.
+        stage: one of the method's stages.
+        seed: every random choice derives from it.
+        machine: where it runs.
+        budget: epochs, patience and what is watched.
+    """
+
+    kind: ClassVar[str] = "fit"
+    data: DataRef
+    examples: ExampleSettings
+    method: str
+    revision: int
+    params: Mapping[str, Any]
+    stage: str
+    seed: int
+    machine: Machine
+    budget: Budget
+
+    @property
+    def own_inputs(self) -> dict[str, Any]:
+        """See :attr:`Cell.own_inputs`."""
+        return {
+            "data": self.data.inputs,
+            "examples": asdict(self.examples),
+            "method": self.method,
+            "revision": self.revision,
+            "params": dict(self.params),
+            "stage": self.stage,
+            "seed": self.seed,
+            "machine": asdict(self.machine),
+            "budget": asdict(self.budget),
+        }
+
+    @property
+    def cost_key(self) -> tuple[str, ...]:
+        """See :attr:`Cell.cost_key`."""
+        return (self.kind, self.method, self.stage, self.machine.device, str(self.examples.train_examples))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RankCell(Cell):
+    """One ranking of one selection of test examples by one trained model, with its metrics.
+
+    Attributes:
+        fit: the trained model; part of :attr:`needs`.
+        params: rank parameters, complete, as JSON values.
+        test_examples: how many test examples, spread over all test users; ``None`` takes all.
+        ks: cut-offs of the metrics; the ranking is as long as the largest.
+    """
+
+    kind: ClassVar[str] = "rank"
+    fit: FitCell
+    params: Mapping[str, Any]
+    test_examples: int | None
+    ks: tuple[int, ...]
+
+    @property
+    def own_inputs(self) -> dict[str, Any]:
+        """See :attr:`Cell.own_inputs`."""
+        return {
+            "fit": self.fit.hash,
+            "params": dict(self.params),
+            "test_examples": self.test_examples,
+            "k": list(self.ks),
+            "seen_items": self.fit.examples.seen_items,
+        }
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """The model and whatever else the ranking requires."""
+        return (self.fit, *self.fit.requires.values(), *self.requires.values())
+
+    @property
+    def cost_key(self) -> tuple[str, ...]:
+        """See :attr:`Cell.cost_key`."""
+        decoding = str(self.params.get("decoding", ""))
+        return (self.kind, self.fit.method, decoding, self.fit.machine.device, str(self.test_examples))
+
+    def record(self) -> dict[str, Any]:
+        """Content of ``cell.json``; the model is required under the role ``fit``."""
+        record = super().record()
+        record["requires"] = {"fit": self.fit.hash, **self.required_hashes}
+        return record

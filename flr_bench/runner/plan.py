@@ -1,0 +1,507 @@
+"""From a suite to cells: which rows, which cells behind each, in an order in which they can run.
+
+Planning needs no torch: it reads the prepared data's manifest and validates parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flr_bench.errors import FlrBenchError, UnknownNameError
+from flr_bench.interface import CellSpec, FitSpec, Params, PrepareSpec, Recommender
+from flr_bench.registry import METRICS, PREPARERS, RECOMMENDERS
+from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.store import Store
+from flr_bench.runner.suite import (
+    Location,
+    Profile,
+    RecommenderEntry,
+    StageBudget,
+    SuiteFile,
+    merged,
+    resolve_seeds,
+)
+
+SEPARATOR = " · "
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row of the suite's tables.
+
+    Attributes:
+        label: ``method · stages · decoding``, unique within the suite.
+        entry: the suite's entry that it comes from.
+        method, family: the registered recommender.
+        stages: the stages behind the model, the last one ranked.
+        decoding: the rank parameter of that name, if the entry lists decodings.
+        stochastic: whether the seed matters.
+        cells: by data key and seed.
+    """
+
+    label: str
+    entry: RecommenderEntry
+    method: str
+    family: str
+    stages: tuple[str, ...]
+    decoding: str | None
+    stochastic: bool
+    cells: Mapping[tuple[str, int], RankCell]
+
+    def record(self) -> dict[str, Any]:
+        """The row in the suite's record."""
+        cells: dict[str, dict[str, Any]] = {}
+        for (data, seed), cell in self.cells.items():
+            behind = closure([cell])
+            cells.setdefault(data, {})[str(seed)] = {
+                "rank": cell.hash,
+                "fits": [fit.hash for fit in _chain(cell.fit)],
+                "prepared": [other.hash for other in behind if isinstance(other, PrepareCell)],
+            }
+        return {
+            "label": self.label,
+            "method": self.method,
+            "family": self.family,
+            "stages": list(self.stages),
+            "decoding": self.decoding,
+            "control": self.entry.control,
+            "stochastic": self.stochastic,
+            "cells": cells,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Rows and cells of one suite under one profile.
+
+    Attributes:
+        file: the suite.
+        profile_name: which profile.
+        seeds: the seeds of methods with randomness.
+        rows: all rows, whatever ``only`` selects.
+        cells: the selected rows' cells without repetition, each after those it needs.
+        manifests: of the prepared data, by data key.
+    """
+
+    file: SuiteFile
+    profile_name: str
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    cells: tuple[Cell, ...]
+    manifests: Mapping[str, Mapping[str, Any]] = field(repr=False)
+
+    @property
+    def profile(self) -> Profile:
+        """The chosen profile."""
+        return self.file.profile(self.profile_name)
+
+    def missing(self, store: Store) -> tuple[Cell, ...]:
+        """The selected cells that the store lacks."""
+        return tuple(cell for cell in self.cells if cell.hash not in store)
+
+    def record(self) -> dict[str, Any]:
+        """What the store keeps of the suite: everything that tables need to know besides the cells."""
+        suite, profile = self.file.suite, self.profile
+        dumped = suite.model_dump(mode="json")
+        settings = {
+            **{name: dumped[name] for name in ("max_history", "seen_items", "split", "filters", "shared")},
+            **profile.model_dump(mode="json", exclude={"shared", "seeds", "workers"}),
+            "shared": merged(suite.shared, profile.shared),
+        }
+        return {
+            "format": 1,
+            "suite": suite.version,
+            "name": suite.name,
+            "description": suite.description,
+            "profile": self.profile_name,
+            "seeds": list(self.seeds),
+            "data": list(self.manifests),
+            "k": list(suite.k),
+            "primary": suite.primary,
+            "settings": settings,
+            "contrasts": [contrast.model_dump() for contrast in suite.contrasts],
+            "data_manifests": {key: dict(manifest) for key, manifest in self.manifests.items()},
+            "rows": [row.record() for row in self.rows],
+        }
+
+
+def closure(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells and all they need, without repetition, each after those it needs."""
+    found: dict[str, Cell] = {}
+
+    def visit(cell: Cell) -> None:
+        if cell.hash in found:
+            return
+        for needed in cell.needs:
+            visit(needed)
+        found[cell.hash] = cell
+
+    for cell in cells:
+        visit(cell)
+    return list(found.values())
+
+
+def _chain(cell: FitCell) -> list[FitCell]:
+    """The fit cells of the same method that lead to ``cell``, first to last."""
+    earlier = [other for other in cell.requires.values() if isinstance(other, FitCell) and other.method == cell.method]
+    return [fit for other in earlier for fit in _chain(other)] + [cell]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRef:
+    """Prepared data as planning sees it: the reference and the manifest."""
+
+    ref: DataRef
+    manifest: Mapping[str, Any]
+
+    @property
+    def items(self) -> int:
+        """Size of the catalog."""
+        return int(self.manifest["statistics"]["items"])
+
+
+def prepare_data(file: SuiteFile, profile: Profile, cache: Path) -> list[PreparedRef]:
+    """Prepare the suite's data sets, each under each of its splits.
+
+    Raises:
+        UsageError: a data set is unknown; names file and line.
+        DataError: a source cannot be used, or a split is empty.
+    """
+    from flr_bench.data.prepared import prepare
+
+    suite = file.suite
+    out = []
+    splits = profile.splits or (suite.split,)
+    for index, name in enumerate(suite.data):
+        for split in splits:
+            try:
+                data = prepare(name, cache, suite.filters, split)
+            except UnknownNameError as error:
+                raise file.error(("data", index), str(error)) from error
+            key = name if split is splits[0] else f"{name} ({split.name})"
+            recipe = {"filters": suite.filters.model_dump(mode="json"), "split": split.model_dump(mode="json")}
+            ref = DataRef(key=key, name=name, checksum=data.checksum, **recipe)
+            out.append(PreparedRef(ref, data.manifest))
+    return out
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the command line narrows down.
+
+    Attributes:
+        seeds: in place of the suite's.
+        only: methods or labels of entries to run; the others' rows stay in the tables, as gaps if need be.
+    """
+
+    seeds: tuple[int, ...] | None = None
+    only: tuple[str, ...] | None = None
+
+
+def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Selection | None = None) -> Plan:
+    """List the rows and cells of a suite.
+
+    Args:
+        file: the suite.
+        profile_name: one of its profiles.
+        cache: where prepared data lie; made there if missing.
+        selection: seeds and methods, where the command line narrows them.
+
+    Raises:
+        UsageError: anything in the suite is unknown, ill-typed or impossible; names file, line and field.
+        FlrBenchError: data or a backbone cannot be used.
+    """
+    selection = selection or Selection()
+    profile = file.profile(profile_name)
+    _check_only(file, selection.only)
+    _check_primary(file)
+    entries = [_Entry.resolve(file, profile_name, index) for index in range(len(file.suite.recommenders))]
+    configured = file.suite.seeds if profile.seeds is None else profile.seeds
+    seeds = selection.seeds if selection.seeds is not None else resolve_seeds(configured)
+    prepared = prepare_data(file, profile, cache)
+    _check_k(file, prepared)
+    rows: list[Row] = []
+    for entry in entries:
+        rows += _rows(entry, file, profile, seeds, [data.ref for data in prepared])
+    _check_labels(file, rows)
+    wanted = [row for row in rows if selection.only is None or {row.method, row.entry.label} & set(selection.only)]
+    cells = closure(cell for row in wanted for cell in row.cells.values())
+    manifests = {data.ref.key: data.manifest for data in prepared}
+    return Plan(file, profile_name, seeds, tuple(rows), tuple(cells), manifests)
+
+
+def _check_only(file: SuiteFile, only: Sequence[str] | None) -> None:
+    known = {name for entry in file.suite.recommenders for name in (entry.name, entry.label) if name}
+    for name in only or ():
+        if name not in known:
+            raise UnknownNameError(f"method of suite {file.suite.name}", name, known)
+
+
+def _check_primary(file: SuiteFile) -> None:
+    name, _, k = file.suite.primary.partition("@")
+    try:
+        METRICS.get(name)
+    except UnknownNameError as error:
+        raise file.error(("primary",), str(error)) from error
+    if k not in map(str, file.suite.k):
+        raise file.error(("primary",), f"expected metric@k with k one of {list(file.suite.k)}, found '{name}@{k}'")
+
+
+def _check_k(file: SuiteFile, prepared: Iterable[PreparedRef]) -> None:
+    largest = max(file.suite.k)
+    for data in prepared:
+        if largest > data.items:
+            raise file.error(("k",), f"{largest} exceeds the catalog of {data.ref.key}: {data.items} items")
+
+
+def _check_labels(file: SuiteFile, rows: Sequence[Row]) -> None:
+    first: dict[str, Row] = {}
+    for row in rows:
+        if row.label in first:
+            index = next(i for i, entry in enumerate(file.suite.recommenders) if entry is row.entry)
+            raise file.error(
+                ("recommenders", index), f"makes a second row '{row.label}'; give one of them another label"
+            )
+        first[row.label] = row
+    for index, contrast in enumerate(file.suite.contrasts):
+        for side in ("of", "against"):
+            label = getattr(contrast, side)
+            if label not in first:
+                raise file.error(("contrasts", index, side), str(UnknownNameError("row", label, first)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """An entry of the suite with everything looked up and validated."""
+
+    spec: RecommenderEntry
+    where: Location
+    method: type[Recommender]
+    params: Params
+    stages: tuple[str, ...]
+    rank_params: Mapping[str | None, Params]
+
+    @classmethod
+    def resolve(cls, file: SuiteFile, profile_name: str, index: int) -> _Entry:
+        spec = file.suite.recommenders[index]
+        where: Location = ("recommenders", index)
+        try:
+            method: type[Recommender] = RECOMMENDERS.get(spec.name)
+        except UnknownNameError as error:
+            raise file.error((*where, "name"), str(error)) from error
+        family = method.family
+        shared: tuple[Location, ...] = (("profiles", profile_name, "shared", family), ("shared", family))
+        params = file.check(
+            method.FitParams,
+            merged(shared_params(file, profile_name, family), spec.params),
+            ((*where, "params"), *shared),
+        )
+        stages = spec.stages or method.stages[-1:]
+        _check_stages(file, where, method, spec, stages)
+        decodings: tuple[str | None, ...] = spec.decodings or (None,)
+        rank_params = {
+            decoding: file.check(
+                method.RankParams,
+                merged(spec.rank, {} if decoding is None else {"decoding": decoding}),
+                ((*where, "rank"), (*where, "decodings")),
+            )
+            for decoding in decodings
+        }
+        return cls(spec, where, method, params, stages, rank_params)
+
+
+def shared_params(file: SuiteFile, profile_name: str, family: str) -> dict[str, Any]:
+    """The parameters that a family's methods share: the suite's, the profile's over them."""
+    return merged(file.suite.shared.get(family, {}), file.profile(profile_name).shared.get(family, {}))
+
+
+def _check_stages(
+    file: SuiteFile, where: Location, method: type[Recommender], spec: RecommenderEntry, stages: Sequence[str]
+) -> None:
+    for index, stage in enumerate(stages):
+        if stage not in method.stages:
+            unknown = UnknownNameError(f"stage of {spec.name}", stage, method.stages)
+            raise file.error((*where, "stages", index), str(unknown))
+    for index, stage in enumerate(spec.rows_at or ()):
+        if stage not in stages:
+            unknown = UnknownNameError("listed stage", stage, stages)
+            raise file.error((*where, "rows_at", index), str(unknown))
+
+
+def _rows(
+    entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ...], data: Sequence[DataRef]
+) -> list[Row]:
+    """The rows of one entry: a prefix of its stages times a decoding."""
+    method, spec = entry.method, entry.spec
+    fingerprints: dict[str, str] = {}
+    endings = spec.rows_at or entry.stages
+    used = seeds if method.stochastic else (0,)
+    rows = []
+    for ending in endings:
+        stages = entry.stages[: entry.stages.index(ending) + 1]
+        for decoding, rank_params in entry.rank_params.items():
+            label = _label(entry, stages, decoding, alone=len(endings) * len(entry.rank_params) == 1)
+            cells = {
+                (ref.key, seed): _Builder(
+                    file, profile, ref, seed, entry.where, label, spec.label or spec.name, fingerprints
+                ).rank(spec.name, entry.params, ending, rank_params)
+                for ref in data
+                for seed in used
+            }
+            rows.append(Row(label, spec, spec.name, method.family, stages, decoding, method.stochastic, cells))
+    return rows
+
+
+def _label(entry: _Entry, stages: Sequence[str], decoding: str | None, *, alone: bool) -> str:
+    """``method · stages · decoding``; an entry's own label stands alone where it makes one row only."""
+    if entry.spec.label is not None and alone:
+        return entry.spec.label
+    parts = [entry.spec.label or entry.spec.name]
+    if len(entry.method.stages) > 1:
+        parts.append("+".join(stages))
+    if decoding is not None:
+        parts.append(decoding)
+    return SEPARATOR.join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Builder:
+    """Builds the cells of one row for one data set and seed."""
+
+    file: SuiteFile
+    profile: Profile
+    data: DataRef
+    seed: int
+    where: Location
+    row: str
+    entry: str
+    fingerprints: dict[str, str]
+
+    def rank(self, name: str, params: Params, stage: str, rank_params: Params) -> RankCell:
+        """The row's cell and, through it, all that it builds on."""
+        method = RECOMMENDERS.get(name)
+        return RankCell(
+            label=f"rank {self.row} · {self.data.key} · seed {self.seed}",
+            requires=self._resolve(method.rank_requires(rank_params), name),
+            fit=self.fit(name, params, stage, self.entry),
+            params=rank_params.model_dump(mode="json"),
+            test_examples=self.profile.test_examples,
+            ks=self.file.suite.k,
+        )
+
+    def fit(self, name: str, params: Params, stage: str, shown: str) -> FitCell:
+        """The cell of one stage and, through it, of those it builds on."""
+        method = RECOMMENDERS.get(name)
+        budget = self._budget(name, stage)
+        seed = self.seed if method.stochastic else 0
+        return FitCell(
+            label=f"fit {shown} · {stage} · {self.data.key} · seed {seed}",
+            requires=self._resolve(method.requires(params, stage), name),
+            data=self.data,
+            examples=ExampleSettings(
+                max_history=self.file.suite.max_history,
+                train_examples=budget.train_examples,
+                valid_examples=self.profile.valid_examples,
+                seen_items=self.file.suite.seen_items,
+            ),
+            method=name,
+            revision=method.revision,
+            params=dict(method.stage_params(params, stage)),
+            stage=stage,
+            seed=seed,
+            machine=self._machine,
+            budget=budget.budget(),
+        )
+
+    def _prepare(self, spec: PrepareSpec) -> PrepareCell:
+        preparer = PREPARERS.get(spec.what)
+        params = self._validated(preparer.Params, spec.params, f"preparation '{spec.what}'")
+        key = f"{spec.what} {params.model_dump_json()}"
+        if key not in self.fingerprints:  # reading a large file once is enough
+            self.fingerprints[key] = preparer.fingerprint(params)
+        return PrepareCell(
+            label=f"prepare {spec.what} · {self.data.key}",
+            data=self.data,
+            max_history=self.file.suite.max_history,
+            what=spec.what,
+            revision=preparer.revision,
+            params=params.model_dump(mode="json"),
+            fingerprint=self.fingerprints[key],
+            machine=self._machine,
+        )
+
+    def _resolve(self, specs: Mapping[str, CellSpec], asker: str) -> dict[str, Cell]:
+        return {
+            role: self._required_fit(spec, asker) if isinstance(spec, FitSpec) else self._prepare(spec)
+            for role, spec in specs.items()
+        }
+
+    def _required_fit(self, spec: FitSpec, asker: str) -> FitCell:
+        """A model that another builds on; of another method, it has the suite's shared parameters too."""
+        method = RECOMMENDERS.get(spec.method)
+        shared = {} if spec.method == asker else merged(
+            self.file.suite.shared.get(method.family, {}), self.profile.shared.get(method.family, {})
+        )
+        params = self._validated(method.FitParams, merged(shared, spec.params), f"required {spec.method}")
+        return self.fit(spec.method, params, spec.stage, spec.method)
+
+    def _validated(self, model: Callable[..., Any], params: Mapping[str, Any], what: str) -> Params:
+        try:
+            validated: Params = model(**params)
+        except ValueError as error:
+            raise self.file.error(self.where, f"{what}: {error}") from error
+        return validated
+
+    def _budget(self, name: str, stage: str) -> StageBudget:
+        found = self.profile.budgets.get(stage)
+        if found is None:
+            profile = next(key for key, value in self.file.suite.profiles.items() if value is self.profile)
+            raise self.file.error(
+                ("profiles", profile, "budgets"), f"no budget for the stage '{stage}' of {name}; add '{stage}: ...'"
+            )
+        return found
+
+    @property
+    def _machine(self) -> Machine:
+        return Machine(self.profile.device, self.profile.threads)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long the missing cells may take, from past cells.
+
+    Attributes:
+        seconds: of all missing cells whose like have run, on the given number of workers.
+        unknown: missing cells of which nothing alike has run.
+    """
+
+    seconds: float
+    unknown: int
+
+
+def estimate(cells: Iterable[Cell], store: Store, workers: int) -> Estimate:
+    """Add up the median seconds of past cells with the same cost key."""
+    from statistics import median
+
+    past = {key: median(seconds) for key, seconds in store.seconds_by_cost().items()}
+    keys = [cell.cost_key for cell in cells]
+    return Estimate(
+        seconds=sum(past.get(key, 0.0) for key in keys) / max(workers, 1),
+        unknown=sum(key not in past for key in keys),
+    )
+
+
+def refuse_missing(cells: Sequence[Cell]) -> None:
+    """For mode ``strict``: name every missing cell.
+
+    Raises:
+        FlrBenchError: there are some.
+    """
+    if cells:
+        names = "; ".join(f"{cell.hash} ({cell.label})" for cell in cells)
+        raise FlrBenchError(f"{len(cells)} cells are missing, no tables written: {names}")
+
+

@@ -1,0 +1,157 @@
+"""One invocation on a suite, from names on the command line to cells in the store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flr_bench.runner.cell import Cell, canonical_json
+from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells_to_run, run_plan
+from flr_bench.runner.plan import Plan, Selection, make_plan, refuse_missing
+from flr_bench.runner.progress import Display
+from flr_bench.runner.store import Store, ensure_writable, read_json, write_json
+from flr_bench.runner.suite import find_suite, load_suite, parse_seeds
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where everything is written; nothing else is touched."""
+
+    runs: Path
+    cache: Path
+    mlruns: Path
+    results: Path
+
+    def check(self) -> None:
+        """Prove that each can be written, before hours of work.
+
+        Raises:
+            FlrBenchError: one cannot; says which and why.
+        """
+        for name in ("runs", "cache", "mlruns", "results"):
+            ensure_writable(getattr(self, name), name, f"--{name}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A suite as asked for on the command line.
+
+    Attributes:
+        suite: a bundled suite's name, or a path.
+        profile: which of its profiles.
+        seeds: ``--seeds``, or ``None`` for the suite's own.
+        only: ``--only``: methods or labels separated by commas, or ``None`` for all.
+    """
+
+    suite: str
+    profile: str
+    seeds: str | None = None
+    only: str | None = None
+
+    def plan(self, cache: Path) -> Plan:
+        """Find, read and plan the suite.
+
+        Raises:
+            UsageError: a name or the suite file is wrong.
+        """
+        only = tuple(name.strip() for name in self.only.split(",")) if self.only is not None else None
+        selection = Selection(parse_seeds(self.seeds) if self.seeds is not None else None, only)
+        return make_plan(load_suite(find_suite(self.suite)), self.profile, cache, selection)
+
+
+@dataclass(frozen=True, eq=False)
+class Frontend:
+    """What a run needs from its caller.
+
+    Attributes:
+        display: makes the display for so many cells.
+        observers: makes the observers; called only if there is something to compute, since
+            tracking is slow to import.
+    """
+
+    display: Callable[[int], Display]
+    observers: Callable[[], Sequence[Observer]]
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What came of an invocation.
+
+    Attributes:
+        plan, store: what was run, and where.
+        computed: whether any cell had to be computed.
+        outcome: what was done and what failed.
+    """
+
+    plan: Plan
+    store: Store
+    computed: bool
+    outcome: Outcome
+
+    @property
+    def absent(self) -> tuple[Cell, ...]:
+        """Cells of the plan that the store still lacks."""
+        return self.plan.missing(self.store)
+
+
+def run(request: Request, folders: Folders, mode: Mode, workers: int | None, frontend: Frontend) -> Session:
+    """Run what the mode asks for, and record the suite's rows in the store.
+
+    Args:
+        request: which suite.
+        folders: where to write.
+        mode: see :class:`flr_bench.runner.execute.RunSettings`.
+        workers: cells side by side; ``None`` for the profile's number.
+        frontend: display and tracking.
+
+    Raises:
+        UsageError: wrong names, a wrong suite file.
+        FlrBenchError: a folder cannot be written, data cannot be used, another run holds the store;
+            in mode ``strict``, cells are missing.
+        KeyboardInterrupt: interrupted; finished cells are kept.
+    """
+    store = Store(folders.runs)
+    folders.check()
+    plan = request.plan(folders.cache)
+    store.initialise()
+    with store.lock():
+        store.write_suite(plan.record())
+        if mode == "strict":
+            refuse_missing(plan.missing(store))
+        todo = cells_to_run(plan, store, mode)
+        if not todo:
+            return Session(plan, store, computed=False, outcome=Outcome())
+        settings = RunSettings(folders.cache, workers or plan.profile.workers, mode, frontend.observers())
+        with frontend.display(len(todo)) as display:
+            outcome = run_plan(plan, store, settings, display)
+    return Session(plan, store, computed=True, outcome=outcome)
+
+
+def tables_are_current(session: Session, results: Path) -> bool:
+    """Whether the tables in ``results`` were written from just these cells."""
+    stamp = _stamp_path(session)
+    return stamp.is_file() and read_json(stamp) == _stamp(session, results) and _manifest(session, results).is_file()
+
+
+def note_tables(session: Session, results: Path) -> None:
+    """Remember what the tables were written from, so that a run without work need not write them again."""
+    write_json(_stamp_path(session), _stamp(session, results))
+
+
+def _manifest(session: Session, results: Path) -> Path:
+    return results / session.plan.file.suite.name / session.plan.profile_name / "manifest.json"
+
+
+def _stamp_path(session: Session) -> Path:
+    name = f"{session.plan.file.suite.name}-{session.plan.profile_name}.json"
+    return session.store.root / "tables" / name
+
+
+def _stamp(session: Session, results: Path) -> dict[str, Any]:
+    hashes = {cell.hash for row in session.plan.rows for cell in row.cells.values()}
+    present = sorted(name for name in hashes if name in session.store)
+    content = canonical_json([session.plan.record(), present])
+    return {"results": str(results.resolve()), "content": hashlib.sha256(content.encode()).hexdigest()}

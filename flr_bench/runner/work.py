@@ -1,0 +1,539 @@
+"""Computing cells in the present process: the same function for every executor, hence the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flr_bench.errors import FlrBenchError
+from flr_bench.interface import (
+    Budget,
+    Examples,
+    FitContext,
+    FitReport,
+    Progress,
+    RankContext,
+    Ranking,
+    RankFn,
+    Recommender,
+    Split,
+)
+from flr_bench.registry import PREPARERS, RECOMMENDERS
+from flr_bench.runner.cell import Cell, DataRef, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.store import Store, write_json
+
+if TYPE_CHECKING:
+    from flr_bench.data.prepared import PreparedData
+
+PROGRESS_INTERVAL = 0.3
+"""Seconds between progress events of one cell, so that reporting costs nothing."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+VALID_METRIC = "ndcg@10"
+"""What a ranking's own choices on valid (such as a mixture's weight) go by."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to a cell.
+
+    Attributes:
+        kind: ``"started"``, ``"progress"``, ``"done"``, ``"failed"`` or ``"blocked"``.
+        cell: the cell's hash.
+        label: human text.
+        values: for progress epoch, epochs, step, steps and current figures; seconds when done;
+            ``error`` and ``traceback`` when failed.
+    """
+
+    kind: str
+    cell: str
+    label: str
+    values: Mapping[str, Any]
+
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Cells that one process computes in one go: a single one, or all rankings by one loaded model."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """Cells of other jobs that must be in the store before."""
+        return tuple({needed.hash: needed for cell in self.cells for needed in cell.needs}.values())
+
+
+@dataclass(frozen=True)
+class WorkSettings:
+    """What a process needs to know to compute cells.
+
+    Attributes:
+        store_root: the store.
+        cache: where prepared data lie.
+        environment: content of ``environment.json``, the same for all cells of an invocation.
+    """
+
+    store_root: Path
+    cache: Path
+    environment: Mapping[str, Any]
+
+
+class Workshop:
+    """Computes jobs; keeps prepared data at hand from one to the next."""
+
+    def __init__(self, settings: WorkSettings) -> None:
+        """Open the store."""
+        self.settings = settings
+        self.store = Store(settings.store_root)
+        self._data: dict[str, PreparedData] = {}
+
+    def run(self, job: Job, emit: Emit) -> None:
+        """Compute every cell of the job; a failure is recorded and emitted, never raised.
+
+        Raises:
+            KeyboardInterrupt: interrupted; the running cell leaves nothing behind.
+        """
+        loaded = _Loaded(self.store)
+        for cell in job.cells:
+            emit(Event("started", cell.hash, cell.label, {}))
+            try:
+                seconds = self._compute(cell, loaded, emit)
+            except Exception as error:  # noqa: BLE001 - whatever a method raises is recorded, and the rest goes on
+                emit(self._failed(cell, error))
+            else:
+                emit(Event("done", cell.hash, cell.label, {"seconds": seconds}))
+
+    def _failed(self, cell: Cell, error: Exception) -> Event:
+        line, text = describe_error(error), "".join(traceback.format_exception(error))
+        values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error)}
+        with contextlib.suppress(OSError):  # a full disk may be the failure; the event still tells
+            self.store.write_failure(cell, line, text)
+        return Event("failed", cell.hash, cell.label, values)
+
+    def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> float:
+        with self.store.writing(cell) as folder, _logging_to(folder / "log.txt"):
+            report = _Reporter(cell, emit)
+            if isinstance(cell, RankCell):
+                metrics = self._rank(cell, folder, loaded, report)
+            elif isinstance(cell, FitCell):
+                metrics = self._fit(cell, folder, report)
+            elif isinstance(cell, PrepareCell):
+                metrics = self._prepare(cell, folder, report)
+            else:
+                raise TypeError(f"{cell.kind} is no kind of cell")
+            write_json(folder / "metrics.json", finite(metrics))
+            machine = cell.fit.machine if isinstance(cell, RankCell) else _machine(cell)
+            write_json(folder / "environment.json", {**self.settings.environment, **asdict(machine)})
+        return float(metrics["seconds"])
+
+    def _prepare(self, cell: PrepareCell, folder: Path, report: _Reporter) -> dict[str, Any]:
+        preparer = PREPARERS.get(cell.what)
+        params = preparer.Params(**cell.params)
+        data = self._prepared_data(cell.data)
+        split = data.split(max_history=cell.max_history, train_examples=None, valid_examples=None, seed=0)
+        make_deterministic(cell.machine, seed=0)
+        context = FitContext(
+            seed=0,
+            device=cell.machine.device,
+            threads=cell.machine.threads,
+            stage="prepare",
+            budget=Budget(epochs=0),
+            inputs=_inputs(cell, self.store),
+            validate=_no_validation,
+            progress=report,
+            scratch=_made(folder / "scratch"),
+        )
+        with measured(cell.machine) as cost:
+            fitted = preparer().prepare(params, split, context, _made(folder / "model"))
+        _remove(folder / "scratch")
+        return {"report": _as_json(fitted), **cost.figures}
+
+    def _fit(self, cell: FitCell, folder: Path, report: _Reporter) -> dict[str, Any]:
+        method: type[Recommender] = RECOMMENDERS.get(cell.method)
+        recommender = method(method.FitParams(**cell.params))
+        split = self._split(cell)
+        make_deterministic(cell.machine, cell.seed)
+        context = FitContext(
+            seed=cell.seed,
+            device=cell.machine.device,
+            threads=cell.machine.threads,
+            stage=cell.stage,
+            budget=cell.budget,
+            inputs=_inputs(cell, self.store),
+            validate=Validation(split, cell.budget.watch, cell.examples.seen_items),
+            progress=report,
+            scratch=_made(folder / "scratch"),
+        )
+        with measured(cell.machine) as cost:
+            fitted = recommender.fit(split, context)
+        recommender.save(_made(folder / "model"))
+        _remove(folder / "scratch")
+        return {"report": _as_json(fitted), **cost.figures}
+
+    def _rank(self, cell: RankCell, folder: Path, loaded: _Loaded, report: _Reporter) -> dict[str, Any]:
+        from flr_bench.evaluation.metrics import evaluate
+
+        fit = cell.fit
+        method: type[Recommender] = RECOMMENDERS.get(fit.method)
+        split = self._split(fit)
+        examples = self._prepared_data(fit.data).test_selection(
+            cell.test_examples, max_history=fit.examples.max_history
+        )
+        make_deterministic(fit.machine, fit.seed)
+        recommender = loaded.model(fit)
+        params = method.RankParams(**cell.params)
+        context = RankContext(
+            seed=fit.seed,
+            device=fit.machine.device,
+            threads=fit.machine.threads,
+            inputs=_inputs(cell, self.store),
+            split=split,
+            validate=Validation(split, VALID_METRIC, fit.examples.seen_items),
+            progress=report,
+        )
+
+        def rank(asked: Examples, k: int) -> Ranking:
+            return recommender.rank(asked, k, params, context)
+
+        with measured(fit.machine) as cost:
+            ranking = rank_by_rule(rank, examples, max(cell.ks), len(split.catalog), fit.examples)
+        evaluation = evaluate(ranking, examples, split.catalog, cell.ks, split.interactions)
+        evaluation.per_example.to_parquet(folder / "per_example.parquet", index=False)
+        _write_ranking(folder / "ranking.parquet", examples, ranking)
+        return {
+            "summary": evaluation.summary,
+            "examples": len(examples),
+            "users": len(np.unique(examples.users)),
+            **cost.figures,
+            "measurements": dict(ranking.measurements),
+        }
+
+    def _prepared_data(self, ref: DataRef) -> PreparedData:
+        from flr_bench.data.prepared import FilterParams, SplitParams, prepare
+
+        if ref.checksum not in self._data:
+            data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), SplitParams(**ref.split))
+            if data.checksum != ref.checksum:
+                raise FlrBenchError(f"the data of {ref.name} changed while the suite was running; start it again")
+            self._data[ref.checksum] = data
+        return self._data[ref.checksum]
+
+    def _split(self, cell: FitCell) -> Split:
+        examples = cell.examples
+        return self._prepared_data(cell.data).split(
+            max_history=examples.max_history,
+            train_examples=examples.train_examples,
+            valid_examples=examples.valid_examples,
+            seed=cell.seed,
+        )
+
+
+class _Loaded:
+    """The model that the rankings of one job share, loaded when the first needs it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._models: dict[str, Recommender] = {}
+
+    def model(self, fit: FitCell) -> Recommender:
+        if fit.hash not in self._models:
+            method: type[Recommender] = RECOMMENDERS.get(fit.method)
+            inputs = _inputs(fit, self._store)
+            self._models[fit.hash] = method.load(self._store.model(fit.hash), inputs, device=fit.machine.device)
+        return self._models[fit.hash]
+
+
+class Validation:
+    """Ranks the valid examples with a given function and returns the watched metric.
+
+    Args:
+        split: where the valid examples are.
+        watch: a metric such as ``"ndcg@10"``, or ``"nll"``, which the method computes itself.
+        seen_items: the suite's rule, the same as on test.
+    """
+
+    def __init__(self, split: Split, watch: str, seen_items: str) -> None:
+        """Nothing is ranked yet."""
+        self._split, self._watch, self._seen_items = split, watch, seen_items
+
+    @cached_property
+    def _k(self) -> int:
+        from flr_bench.evaluation.metrics import parse_metric
+
+        return min(parse_metric(self._watch)[1], len(self._split.catalog))
+
+    def __call__(self, rank: RankFn) -> float:
+        """The watched metric's mean over the valid examples, by item.
+
+        Raises:
+            FlrBenchError: the watched quantity is the negative log-likelihood.
+        """
+        from flr_bench.evaluation.metrics import metric_at, target_ranks
+
+        if self._watch == "nll":
+            raise FlrBenchError("the stage watches 'nll', which its method computes itself; watch a metric@k instead")
+        valid, catalog = self._split.valid, self._split.catalog
+        ranking = _ranked(rank, valid, self._k, len(catalog), self._seen_items)
+        by_item, _ = target_ranks(ranking, valid, catalog)
+        return float(metric_at(self._watch, by_item).mean())
+
+
+def _no_validation(rank: RankFn, /) -> float:
+    raise FlrBenchError(f"a preparation serves methods of all kinds and validates none ({rank})")
+
+
+def rank_by_rule(rank: RankFn, examples: Examples, k: int, n_items: int, settings: Any) -> Ranking:
+    """The ranking under the suite's rule on items already in the history.
+
+    Args:
+        rank: the method's ranking.
+        examples: ``n`` examples.
+        k: length of the ranking.
+        n_items: size of the catalog.
+        settings: :class:`flr_bench.runner.cell.ExampleSettings`, for its ``seen_items``.
+    """
+    return _ranked(rank, examples, k, n_items, settings.seen_items)
+
+
+def _ranked(rank: RankFn, examples: Examples, k: int, n_items: int, seen_items: str) -> Ranking:
+    if seen_items == "allowed":
+        return rank(examples, k)
+    longest = int(examples.history_lengths.max(initial=0))
+    return without_history(rank(examples, min(k + longest, n_items)), examples, k)
+
+
+def without_history(ranking: Ranking, examples: Examples, k: int) -> Ranking:
+    """Strike out items of the history and keep the first ``k`` others.
+
+    Args:
+        ranking: ``[n, K]`` with ``K`` at least ``k`` plus the longest history.
+        examples: ``n`` examples.
+        k: length of the result.
+
+    Raises:
+        FlrBenchError: fewer than ``k`` items are left in some row.
+    """
+    longest = int(examples.history_lengths.max(initial=0))
+    history = examples.padded(longest, pad=-1)
+    seen = (ranking.items[:, :, None] == history[:, None, :]).any(axis=2)
+    order = np.argsort(seen, axis=1, kind="stable")[:, :k]
+    if np.take_along_axis(seen, order, axis=1).any() or order.shape[1] < k:
+        raise FlrBenchError(f"fewer than k = {k} items remain without those of the history; choose a smaller k")
+    return replace(
+        ranking,
+        items=np.take_along_axis(ranking.items, order, axis=1),
+        scores=np.take_along_axis(ranking.scores, order, axis=1),
+    )
+
+
+class _Reporter:
+    """Turns a method's progress into events, a few a second, and into lines of the log."""
+
+    def __init__(self, cell: Cell, emit: Emit) -> None:
+        self._cell, self._emit = cell, emit
+        self._last, self._epoch = 0.0, -1
+        self._log = logging.getLogger("flr_bench.cell")
+
+    def __call__(self, progress: Progress, /) -> None:
+        now = time.monotonic()
+        finished = progress.step >= progress.steps
+        if not finished and progress.epoch == self._epoch and now - self._last < PROGRESS_INTERVAL:
+            return
+        self._last = now
+        values = {name: float(value) for name, value in progress.values.items()}
+        if progress.epoch != self._epoch or finished:
+            shown = " ".join(f"{name} {value:.6g}" for name, value in values.items())
+            self._log.info(
+                "epoch %d/%d step %d/%d %s", progress.epoch, progress.epochs, progress.step, progress.steps, shown
+            )
+        self._epoch = progress.epoch
+        self._emit(
+            Event(
+                "progress",
+                self._cell.hash,
+                self._cell.label,
+                {
+                    "epoch": progress.epoch,
+                    "epochs": progress.epochs,
+                    "step": progress.step,
+                    "steps": progress.steps,
+                    "values": values,
+                },
+            )
+        )
+
+
+class Cost:
+    """Seconds and peak memory of a block."""
+
+    def __init__(self) -> None:
+        """Nothing measured yet."""
+        self.figures: dict[str, float | int] = {}
+
+
+@contextlib.contextmanager
+def measured(machine: Machine) -> Iterator[Cost]:
+    """Measure wall-clock seconds and the peak memory of this process (on a GPU, of the device).
+
+    The process's peak is reset first where the system allows it (Linux), so that one cell's peak is
+    not the next one's.
+    """
+    cost = Cost()
+    _reset_peak(machine.device)
+    start = time.perf_counter()
+    yield cost
+    if machine.device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
+    cost.figures = {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes(machine.device)}
+
+
+def _reset_peak(device: str) -> None:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes(device: str) -> int:
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def make_deterministic(machine: Machine, seed: int) -> None:
+    """Set torch's threads, refuse operations that are not deterministic, and seed the global generators.
+
+    Methods draw from generators of their own; the global ones are seeded for the libraries they call.
+    On a GPU an operation without a deterministic form warns instead of failing.
+
+    Raises:
+        FlrBenchError: the device is not there.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        raise FlrBenchError("the profile asks for a CUDA device and torch finds none; use --profile cpu")
+    torch.set_num_threads(machine.threads)
+    torch.use_deterministic_algorithms(True, warn_only=machine.device != "cpu")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the legacy generator
+    torch.manual_seed(seed)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether the error, or one it came from, says that nothing more can be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return True
+        # safetensors and Arrow wrap the system's error into text
+        if any(os.strerror(number) in str(error) for number in _DISK_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def describe_error(error: BaseException) -> str:
+    """One line: the message of an error the user can act on, or type and message of any other."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, FlrBenchError) else f"{type(error).__name__}: {text}"
+
+
+def finite(value: Any) -> Any:
+    """JSON values with ``null`` in place of NaN and infinities, and numpy scalars as plain numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _as_json(report: FitReport) -> dict[str, Any]:
+    values: dict[str, Any] = finite({**asdict(report), "curves": {k: list(v) for k, v in report.curves.items()}})
+    json.dumps(values)
+    return values
+
+
+def _inputs(cell: Cell, store: Store) -> dict[str, Path]:
+    return {role: store.model(required.hash) for role, required in cell.requires.items()}
+
+
+def _machine(cell: Cell) -> Machine:
+    if isinstance(cell, FitCell | PrepareCell):
+        return cell.machine
+    raise TypeError(f"a {cell.kind} cell names no machine of its own")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Sequence[Any]] = {
+        "example": pa.array(examples.ids),
+        "items": pa.array(list(ranking.items), type=pa.list_(pa.int32())),
+        "scores": pa.array(list(ranking.scores), type=pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send the root logger's messages and warnings to the cell's log meanwhile."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    root, cells = logging.getLogger(), logging.getLogger("flr_bench")
+    level = cells.level
+    root.addHandler(handler)
+    cells.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        cells.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()

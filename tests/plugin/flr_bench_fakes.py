@@ -1,0 +1,166 @@
+"""Quick methods and a tiny data set, to test the runner with; added through entry points."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from flr_bench.data.sources import RawData, Source
+from flr_bench.interface import (
+    CellSpec,
+    Examples,
+    FitContext,
+    FitReport,
+    FitSpec,
+    Params,
+    Progress,
+    RankContext,
+    Ranking,
+    Recommender,
+    Split,
+    top_k,
+)
+from flr_bench.registry import RECOMMENDERS, SOURCES
+
+
+class _FakeSource(Source):
+    license = "none"
+    citation = "made up"
+    title = "A made-up data set"
+    users: ClassVar[int] = 20
+    length: ClassVar[int] = 12
+
+    def checksum(self) -> str:
+        return f"fake-{self.users}-{self.length}"
+
+    def read(self) -> RawData:
+        import pandas as pd
+
+        rng = np.random.default_rng(5)
+        rows = [
+            (f"u{user}", f"i{item}", 1000 * step + user)
+            for step in range(self.length)
+            for user, item in enumerate(rng.integers(0, 15, self.users))
+        ]
+        interactions = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+        titles = pd.DataFrame({"item": [f"i{i}" for i in range(15)], "title": [f"Title {i}" for i in range(15)]})
+        return RawData(interactions, titles, "fake-data")
+
+
+@SOURCES.register("fake-data")
+class FakeData(_FakeSource):
+    """A made-up data set."""
+
+
+@SOURCES.register("fake-empty")
+class FakeEmpty(_FakeSource):
+    """Every user has one interaction: no example can be made."""
+
+    users = 3
+    length = 1
+
+
+class FakeParams(Params):
+    """Parameters of the fakes."""
+
+    noise: float = Field(0.5, ge=0, description="standard deviation of the noise on the counts")
+    fail: Literal["no", "fit", "die", "disk"] = Field("no", description="how to fail")
+    sleep: float = Field(0.0, ge=0, description="seconds per epoch")
+    reward: Literal["a", "b"] = Field("a", description="matters to the stage rl only")
+
+
+class FakeRankParams(Params):
+    """Rank parameters of the fakes."""
+
+    decoding: Literal["plain", "d3"] = "plain"
+    control: Literal["none", "noise"] = "none"
+
+
+@RECOMMENDERS.register("fake_llm")
+class FakeLlm(Recommender):
+    """Counts plus noise, with the stages and decodings of a language-model method."""
+
+    family = "llm"
+    citation = "made up"
+    revision = 1
+    stages = ("untuned", "sft", "rl")
+    FitParams = FakeParams
+    RankParams = FakeRankParams
+
+    @classmethod
+    def stage_params(cls, params: Any, stage: str) -> Mapping[str, Any]:
+        dumped: dict[str, Any] = params.model_dump(mode="json")
+        if stage != "rl":
+            dumped.pop("reward")
+        return dumped
+
+    @classmethod
+    def requires(cls, params: Any, stage: str) -> Mapping[str, CellSpec]:
+        if stage != "rl":
+            return {}
+        return {"model": FitSpec("fake_llm", params.model_dump(exclude={"reward"}), "sft")}
+
+    @classmethod
+    def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:
+        return {"assistant": FitSpec("fake_counts", {})} if params.decoding == "d3" else {}
+
+    def fit(self, data: Split, context: FitContext) -> FitReport:
+        params = self.params
+        if params.fail == "fit":
+            raise ValueError("the fake was told to fail")
+        if params.fail == "disk":
+            raise OSError(28, os.strerror(28))
+        if params.fail == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert set(context.inputs) == ({"model"} if context.stage == "rl" else set())
+        self.scores = np.bincount(data.train.targets, minlength=len(data.catalog)).astype(np.float64)
+        rng = np.random.default_rng(context.seed)
+        for epoch in range(1, context.budget.epochs + 1):
+            time.sleep(params.sleep)
+            self.scores += params.noise * rng.standard_normal(len(self.scores))
+            context.progress(Progress(epoch, context.budget.epochs, 1, 1, {"loss": 1.0 / epoch}))
+        value = context.validate(self._rank)
+        return FitReport(context.budget.epochs, 1, "budget", {"valid": [(1, value)]}, len(self.scores), 0)
+
+    def _rank(self, examples: Examples, k: int) -> Ranking:
+        return top_k(np.tile(self.scores, (len(examples), 1)), k, seed=0)
+
+    def rank(self, examples: Examples, k: int, params: Any, context: RankContext) -> Ranking:
+        assert set(context.inputs) == ({"assistant"} if params.decoding == "d3" else set())
+        return self._rank(examples, k)
+
+    def save(self, folder: Path) -> None:
+        (folder / "scores.json").write_text(json.dumps(list(self.scores)))
+
+    @classmethod
+    def load(cls, folder: Path, inputs: Mapping[str, Path], device: str = "cpu") -> Self:
+        made = cls(cls.FitParams())
+        made.scores = np.array(json.loads((folder / "scores.json").read_text()))
+        return made
+
+
+@RECOMMENDERS.register("fake_counts")
+class FakeCounts(FakeLlm):
+    """Counts, without randomness."""
+
+    family = "floor"
+    stages = ("fit",)
+    stochastic = False
+
+    @classmethod
+    def stage_params(cls, params: Any, stage: str) -> Mapping[str, Any]:
+        return {**params.model_dump(mode="json"), "noise": 0.0}
+
+    @classmethod
+    def requires(cls, params: Any, stage: str) -> Mapping[str, CellSpec]:
+        return {}
+
+

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flr_bench.errors import UnknownNameError
+from flr_bench.runner.cell import FitCell, RankCell
+from flr_bench.runner.plan import Plan, Selection, make_plan
+from flr_bench.runner.suite import load_suite
+
+WriteSuite = Callable[..., Path]
+
+
+@pytest.fixture
+def make(write_suite: WriteSuite, tmp_path: Path) -> Callable[..., Plan]:
+    def build(*replacements: tuple[str, str], **narrowed: tuple[object, ...]) -> Plan:
+        return make_plan(load_suite(write_suite(*replacements)), "cpu", tmp_path / "cache", Selection(**narrowed))
+
+    return build
+
+
+def hashes(plan: Plan) -> dict[str, list[str]]:
+    return {row.label: [cell.hash for cell in row.cells.values()] for row in plan.rows}
+
+
+def test_rows_are_stages_times_decodings(make: Callable[..., Plan]) -> None:
+    rows = make().rows
+    assert [row.label for row in rows] == [
+        "fake_counts",
+        "fake_llm · sft · plain",
+        "fake_llm · sft · d3",
+        "fake_llm · sft+rl · plain",
+        "fake_llm · sft+rl · d3",
+        "reward b",
+    ]
+    assert rows[-1].stages == ("sft", "rl")
+    assert [len(row.cells) for row in rows] == [1, 2, 2, 2, 2, 2]  # a method without randomness runs once
+
+
+def test_cells_are_shared_and_in_an_order_that_can_run(make: Callable[..., Plan]) -> None:
+    plan = make()
+    seen: set[str] = set()
+    for cell in plan.cells:
+        assert {needed.hash for needed in cell.needs} <= seen
+        assert cell.hash not in seen
+        seen.add(cell.hash)
+    fits = [cell for cell in plan.cells if isinstance(cell, FitCell)]
+    # per seed one sft and two rl (rewards a and b) cells; fake_counts is row and assistant at once
+    assert sorted(cell.stage for cell in fits) == ["fit", "rl", "rl", "rl", "rl", "sft", "sft"]
+
+
+def test_the_record_names_the_cells_behind_each_row(make: Callable[..., Plan]) -> None:
+    plan = make()
+    record = plan.record()
+    cell = record["rows"][4]["cells"]["fake-data"]["1"]
+    known = {cell.hash: cell for cell in plan.cells}
+    assert isinstance(known[cell["rank"]], RankCell)
+    assert [known[fit].stage for fit in cell["fits"]] == ["sft", "rl"]
+    assert record["rows"][5]["control"] == "reward_b"
+    assert record["settings"]["budgets"]["sft"]["epochs"] == 3
+    assert record["data_manifests"]["fake-data"]["statistics"]["items"] == 15
+
+
+def test_only_narrows_what_runs_but_not_the_rows(make: Callable[..., Plan]) -> None:
+    plan = make(only=("reward b",))
+    assert len(plan.rows) == 6
+    assert {cell.hash for cell in plan.rows[-1].cells.values()} <= {cell.hash for cell in plan.cells}
+    assert not any(isinstance(cell, FitCell) and cell.method == "fake_counts" for cell in plan.cells)
+    with pytest.raises(UnknownNameError, match="did you mean fake_llm"):
+        make(only=("fake_lm",))
+
+
+def test_seeds_can_be_chosen(make: Callable[..., Plan]) -> None:
+    assert {seed for _, seed in make(seeds=(7,)).rows[1].cells} == {7}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("test_examples: 20", "test_examples: 10", {"fake_counts", "fake_llm · sft · plain", "reward b"}),
+        ("{noise: 0.7}", "{noise: 0.8}", {"fake_llm · sft · plain", "reward b"}),
+        ("params: {reward: b}", "params: {reward: b, noise: 1}", {"reward b"}),
+        ("rl: {epochs: 2", "rl: {epochs: 3", {"reward b"}),
+        ("workers: 1", "workers: 2", set()),
+        ("workers: 1", "threads: 2", {"fake_counts", "fake_llm · sft · plain", "reward b"}),
+        ("version: fake@1", "version: other@2", set()),
+    ],
+)
+def test_a_hash_changes_with_what_the_result_depends_on_and_with_nothing_else(
+    make: Callable[..., Plan], old: str, new: str, changed: set[str]
+) -> None:
+    before, after = hashes(make()), hashes(make((old, new)))
+    watched = {"fake_counts", "fake_llm · sft · plain", "reward b"}
+    assert {label for label in watched if before[label] != after[label]} == changed
+
+
+def test_two_splits_make_two_columns(make: Callable[..., Plan]) -> None:
+    splits = "workers: 1\n    splits: [{name: global_temporal}, {name: leave_one_out}]"
+    plan = make(("workers: 1", splits))
+    assert list(plan.manifests) == ["fake-data", "fake-data (leave_one_out)"]
+    assert {key for key, _ in plan.rows[0].cells} == set(plan.manifests)
