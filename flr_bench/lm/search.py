@@ -267,7 +267,7 @@ def exact_search(
     *,
     k: int,
     path_score: PathScore | None = None,
-    budget: int | None = 2048,
+    budget: int | None = 1024,
 ) -> Pool:
     """The true top ``k`` of the whole catalog, by best-first expansion.
 
