@@ -14,7 +14,7 @@ from flr_bench.registry import RECOMMENDERS
 class PlainLLMParams(LanguageModelParams):
     """Choices of the plain language model."""
 
-    tune: Literal["full", "lora"] = Field(default="full", description="train all weights, or LoRA alone")  # type: ignore[assignment]
+    tune: Literal["full", "lora"] = Field(default="full", description="train all weights, or LoRA alone")
 
 
 @RECOMMENDERS.register("plain_llm")

@@ -33,7 +33,7 @@ class FlrParams(LatentParams, FactorOptions, PenaltyWeights):
     """All of FLR's choices; an ablation is one of them, never another class."""
 
     rl: FlrGrpoParams = Field(
-        default_factory=FlrGrpoParams, description="the reinforcement stage, with penalty weights of its own"
+        default=FlrGrpoParams(), description="the reinforcement stage, with penalty weights of its own"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -50,6 +50,8 @@ FORMAT = 1
 MEAN_THOUGHT_PROMPTS = 1000
 #: Validation examples on which figures such as the gate's entropy are taken.
 DIAGNOSED_EXAMPLES = 128
+#: Curves of the reinforcement stage whose means stand in the report's measurements.
+AVERAGED_CURVES = ("between_prompt_share", "advantage_norm", "noise_over_thought", "noise_over_embeddings")
 #: Parameters that a stage does not depend on, so that its cells are shared.
 TRAINING_FIELDS = {*SftParams.model_fields, "tune", "lora_rank"}
 
@@ -57,7 +59,9 @@ TRAINING_FIELDS = {*SftParams.model_fields, "tune", "lora_rank"}
 class LanguageModelParams(SftParams):
     """What every language-model method chooses: backbone, prompt, and how it is tuned."""
 
-    backbone: BackboneParams = Field(default_factory=BackboneParams, description="which language model to start from")
+    backbone: BackboneParams = Field(
+        default=BackboneParams.model_validate({}), description="which language model to start from"
+    )
     prompt: TemplateName = Field(default="titles@1", description="prompt template: one title a line, or Alpaca's [C]")
     max_prompt_tokens: int = Field(
         default=512, ge=8, description="longer prompts lose their oldest items; 512 in LatentR3 [C]"
@@ -75,7 +79,7 @@ class LanguageModelParams(SftParams):
 class LatentParams(LanguageModelParams):
     """Parameters of a method with a thought."""
 
-    rl: LatentGrpoParams = Field(default_factory=LatentGrpoParams, description="the reinforcement stage")
+    rl: LatentGrpoParams = Field(default=LatentGrpoParams(), description="the reinforcement stage")
 
 
 @dataclass(eq=False)
@@ -168,7 +172,7 @@ class LanguageModelRecommender(Recommender):
             measurements = dict(before)
         else:
             measurements = {f"{name}_before": value for name, value in before.items()}
-            measurements |= {f"{name}_after": value for name, value in after.items()}
+            measurements |= {f"{name}_after": value for name, value in after.items()} | fitting.trained
         return FitReport(
             epochs=log.epochs,
             best_epoch=log.best_epoch,
@@ -334,6 +338,7 @@ class _Fitting:
         self.train, _ = self.book.targets(data.train)
         self.valid, _ = self.book.targets(data.valid)
         self.parameters_trained = 0
+        self.trained: dict[str, float] = {}
 
     def run(self) -> TrainingLog:
         """Train as the stage says."""
@@ -369,7 +374,8 @@ class _Fitting:
         log = train_sft(model, job)
         model.trains_backbone = False
         if self.params.tune == "lora":
-            model.language_model = self.state.backbone.model = _merged(model.language_model)
+            model.language_model = _merged(model.language_model)
+            self.state.backbone = replace(self.state.backbone, model=model.language_model)
         model.language_model.requires_grad_(False)
         return log
 
@@ -396,12 +402,15 @@ class _Fitting:
             penalties=self.method.penalty_weights(self.params, "rl"),
             rank_reward=self._rank_reward if params.reward == "reciprocal_rank" else None,
         )
-        log = LatentGrpo(model, job).train()
+        stage = LatentGrpo(model, job)
+        log = stage.train()
+        self.trained = {
+            "reward_valid_before": log.curves["valid_reward"][0][1],
+            "reward_valid_after": float(stage.evaluate(self.valid)[1].mean()),
+            **{name: float(np.mean([value for _, value in log.curves[name]])) for name in AVERAGED_CURVES},
+        }
         model.reasoner.to(torch.float32)
-        self._rewards = {name: log.curves["valid_reward"][place][1] for name, place in (("before", 0), ("after", -1))}
         return log
-
-    _rewards: Mapping[str, float] | None = None
 
     def _prompts(self, count: int | None) -> TargetExamples:
         if count is None or count >= len(self.data.train):
@@ -463,8 +472,6 @@ class _Fitting:
 
         model = self.state.model
         found = {"nll_valid": self._nll()}
-        if self._rewards is not None:
-            found["reward_valid"] = self._rewards["after"]
         model.eval()
         with torch.inference_mode(), model.autocast():
             rows = np.arange(min(DIAGNOSED_EXAMPLES, len(self.valid)))
@@ -474,7 +481,7 @@ class _Fitting:
             for name, value in model.reasoner.penalties(thought).items():
                 found[f"penalty_{name}"] = float(value)
         if model.reasoner.num_thoughts:
-            rms = float(thought.tokens.float().square().mean().sqrt())
+            rms = float(thought.tokens.detach().float().square().mean().sqrt())
             found |= {"thought_rms": rms, "thought_over_embeddings": rms / max(model.embedding_rms, 1e-12)}
         return found
 
@@ -505,7 +512,7 @@ def _with_lora(language_model: nn.Module, rank: int) -> nn.Module:
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    wrapped: nn.Module = get_peft_model(language_model, config)  # type: ignore[arg-type]
+    wrapped: nn.Module = get_peft_model(language_model, config)
     return wrapped
 
 
