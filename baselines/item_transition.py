@@ -52,8 +52,8 @@ class ItemTransition(Recommender, CatalogScorer):
     .. math:: p(j \mid i) = \frac{c_{ij} + \mu\, p_j}{\sum_{j'} c_{ij'} + \mu}
 
     where :math:`i` is the last item of the history, :math:`c_{ij}` counts the training examples with last item
-    :math:`i` and target :math:`j`, :math:`p_j` is the (add-one smoothed) share of targets that are :math:`j`,
-    and :math:`\mu` is ``back_off``.  After an item that nothing followed in training, the ranking is popularity.
+    :math:`i` and target :math:`j`, :math:`p_j` is the (add-one smoothed) share of training interactions with item
+    :math:`j`, and :math:`\mu` is ``back_off``.  After an item that nothing followed in training, the ranking is popularity.
 
     A first-order Markov chain with a Dirichlet prior: it knows order, but neither the user nor anything before
     the last item.  A trained sequential method that stays below it is not finished.
@@ -82,13 +82,13 @@ class ItemTransition(Recommender, CatalogScorer):
         self.starts = np.searchsorted(pairs, np.arange(n_items + 1, dtype=np.int64) * n_items).astype(np.int64)
         self.followers = (pairs % n_items).astype(np.int32)
         self.counts = counts.astype(np.int32)
-        popularity = np.bincount(train.targets, minlength=n_items) + 1.0
+        popularity = np.bincount(data.interactions.items, minlength=n_items) + 1.0
         self.popularity = popularity / popularity.sum()
         size = len(pairs) + n_items
         return FitReport(0, 0, "closed_form", {}, parameters_total=size, parameters_trained=size)
 
     def log_probabilities(self, examples: Examples) -> Float32s:
-        """Logarithm of :math:`p(j \\mid i)` for every item, ``[n, items]`` float32."""
+        r"""Logarithm of :math:`p(j \mid i)` for every item, ``[n, items]`` float32."""
         back_off = self.params.back_off
         out = np.empty((len(examples), len(self.popularity)), dtype=np.float32)
         for row in range(len(examples)):
@@ -109,8 +109,11 @@ class ItemTransition(Recommender, CatalogScorer):
             FlrBenchError: ``k`` exceeds the catalog.
         """
         parts = [
-            top_k(self.log_probabilities(examples.take(np.arange(low, min(low + RANK_BATCH, len(examples))))), k,
-                  seed=context.seed)
+            top_k(
+                self.log_probabilities(examples.take(np.arange(low, min(low + RANK_BATCH, len(examples))))),
+                k,
+                seed=context.seed,
+            )
             for low in range(0, max(len(examples), 1), RANK_BATCH)
         ]
         return Ranking(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))

@@ -17,6 +17,7 @@ from flr_bench.interface import (
     FitContext,
     FitReport,
     Float32s,
+    Interactions,
     Params,
     RankContext,
     Ranking,
@@ -52,15 +53,18 @@ class Popularity(Recommender, CatalogScorer):
     r"""The most popular items, the same for every history.
 
     The score of item :math:`i` is :math:`\log (n_i + \lambda) / \sum_j (n_j + \lambda)`, where :math:`n_i` is
-    the number of training examples with target :math:`i`, each weighted :math:`2^{-a/h}` if a half-life
-    :math:`h` is set (:math:`a` is the example's age), and :math:`\lambda` is the smoothing.
+    the number of training interactions with item :math:`i`, each weighted :math:`2^{-a/h}` if a half-life
+    :math:`h` is set (:math:`a` is the interaction's age), and :math:`\lambda` is the smoothing.
 
-    It learns from the targets of the same examples as its rivals.  Use it as a floor: a trained method that
+    All training interactions count, a user's first one included, which is no example's target; a limit on train
+    examples does not touch them.  Use it as a floor: a trained method that
     stays below it has learned nothing about order or user.
     """
 
     family = "floor"
-    citation = "Cremonesi, Koren, Turrin: Performance of Recommender Algorithms on Top-N Recommendation Tasks, RecSys 2010"
+    citation = (
+        "Cremonesi, Koren, Turrin: Performance of Recommender Algorithms on Top-N Recommendation Tasks, RecSys 2010"
+    )
     revision = 1
     stochastic = False
     FitParams = PopularityParams
@@ -68,9 +72,10 @@ class Popularity(Recommender, CatalogScorer):
     log_scores: Float32s
 
     def fit(self, data: Split, context: FitContext) -> FitReport:  # noqa: ARG002 - closed form: no seed, no budget
-        """Count the targets of the training examples."""
-        weights = _weights(data.train, self.params.half_life_days)
-        counts = np.bincount(data.train.targets, weights=weights, minlength=len(data.catalog)) + self.params.smoothing
+        """Count the training interactions of each item."""
+        weights = _weights(data.interactions, self.params.half_life_days)
+        counts = np.bincount(data.interactions.items, weights=weights, minlength=len(data.catalog))
+        counts = counts + self.params.smoothing
         self.log_scores = np.log(counts / counts.sum()).astype(np.float32)
         return FitReport(0, 0, "closed_form", {}, parameters_total=len(counts), parameters_trained=len(counts))
 
@@ -107,9 +112,9 @@ class Popularity(Recommender, CatalogScorer):
         return model
 
 
-def _weights(examples: Examples, half_life_days: float | None) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Weight of each example by its age, ``[n]``."""
-    if half_life_days is None or len(examples) == 0:
-        return np.ones(len(examples))
-    age = (examples.timestamps.max() - examples.timestamps) / SECONDS_PER_DAY
+def _weights(interactions: Interactions, half_life_days: float | None) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Weight of each interaction by its age, ``[n]``."""
+    if half_life_days is None or len(interactions) == 0:
+        return np.ones(len(interactions))
+    age = (interactions.timestamps[-1] - interactions.timestamps) / SECONDS_PER_DAY
     return np.asarray(0.5 ** (age / half_life_days), dtype=np.float64)

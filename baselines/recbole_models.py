@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +72,10 @@ class TransformerParams(SequentialParams):
     )
     n_heads: int = Field(default=2, ge=1, description="attention heads; divides hidden_size")
     hidden_size: int = Field(
-        default=64, ge=1, description="width of item embeddings and layers", json_schema_extra=_search(choices=[64, 128])
+        default=64,
+        ge=1,
+        description="width of item embeddings and layers",
+        json_schema_extra=_search(choices=[64, 128]),
     )
     inner_size: int = Field(default=256, ge=1, description="width inside the feed-forward layers")
     hidden_act: Literal["gelu", "relu", "swish", "tanh", "sigmoid"] = Field(
@@ -90,7 +92,11 @@ class SASRecParams(TransformerParams):
         default=0.5, ge=0, lt=1, description="dropout of hidden states", json_schema_extra=_search(low=0.1, high=0.6)
     )
     attn_dropout_prob: float = Field(
-        default=0.5, ge=0, lt=1, description="dropout of attention weights", json_schema_extra=_search(low=0.1, high=0.6)
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="dropout of attention weights",
+        json_schema_extra=_search(low=0.1, high=0.6),
     )
 
 
@@ -101,7 +107,11 @@ class BERT4RecParams(TransformerParams):
         default=0.2, ge=0, lt=1, description="dropout of hidden states", json_schema_extra=_search(low=0.1, high=0.6)
     )
     attn_dropout_prob: float = Field(
-        default=0.2, ge=0, lt=1, description="dropout of attention weights", json_schema_extra=_search(low=0.1, high=0.6)
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="dropout of attention weights",
+        json_schema_extra=_search(low=0.1, high=0.6),
     )
     mask_ratio: float = Field(
         default=0.2,
@@ -225,9 +235,11 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         self.device = "cpu"
         self.model: nn.Module
 
-    @abstractmethod
     def training_batch(self, batch: _Sequences) -> dict[str, Tensor] | None:
         """The fields that the model's ``calculate_loss`` reads; None where the batch teaches nothing."""
+        if self.params.loss_type == "BPR":
+            return _fields(batch) | {NEGATIVE + ITEM: self._negatives(batch.targets)}
+        return _fields(batch)
 
     def ranking_batch(self, batch: _Sequences) -> dict[str, Tensor]:
         """The fields that the model's ``full_sort_predict`` reads."""
@@ -354,7 +366,11 @@ class RecBoleRecommender(Recommender, CatalogScorer):
 
     def _top(self, examples: Examples, k: int, seed: int) -> Ranking:
         parts = [
-            top_k(self.log_probabilities(examples.take(np.arange(low, min(low + RANK_BATCH, len(examples))))), k, seed=seed)
+            top_k(
+                self.log_probabilities(examples.take(np.arange(low, min(low + RANK_BATCH, len(examples))))),
+                k,
+                seed=seed,
+            )
             for low in range(0, max(len(examples), 1), RANK_BATCH)
         ]
         return Ranking(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
@@ -367,7 +383,7 @@ class RecBoleRecommender(Recommender, CatalogScorer):
 
         self.model.train()
         order = torch.randperm(len(sequences)).to(sequences.targets.device)
-        batches = order.split(self.params.batch_size)
+        batches = torch.split(order, self.params.batch_size)
         total, counted, told = 0.0, 0, 0.0
         for step, rows in enumerate(batches, start=1):
             fields = self.training_batch(sequences.take(rows))
@@ -414,16 +430,9 @@ class SASRec(RecBoleRecommender):
     FitParams = SASRecParams
     model_file, model_class = "sasrec", "SASRec"
 
-    def training_batch(self, batch: _Sequences) -> dict[str, Tensor]:
-        """Histories, targets and, for BPR, negatives."""
-        return _fields(batch) | self._pairwise(batch)
-
-    def _pairwise(self, batch: _Sequences) -> dict[str, Tensor]:
-        return {NEGATIVE + ITEM: self._negatives(batch.targets)} if self.params.loss_type == "BPR" else {}
-
 
 @RECOMMENDERS.register("gru4rec")
-class GRU4Rec(SASRec):
+class GRU4Rec(RecBoleRecommender):
     """A recurrent network over the history (RecBole's GRU4Rec)."""
 
     citation = "Tan, Xu, Liu: Improved Recurrent Neural Networks for Session-based Recommendations, DLRS 2016"
@@ -433,7 +442,7 @@ class GRU4Rec(SASRec):
 
 
 @RECOMMENDERS.register("caser")
-class Caser(SASRec):
+class Caser(RecBoleRecommender):
     """Convolutions over the history, without its user embedding (RecBole's Caser).
 
     Every user is RecBole's padding user: most test users of a temporal split are unseen in training, and no
@@ -441,7 +450,9 @@ class Caser(SASRec):
     history length; histories beyond about 10 items are slow.
     """
 
-    citation = "Tang, Wang: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding, WSDM 2018"
+    citation = (
+        "Tang, Wang: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding, WSDM 2018"
+    )
     revision = 1
     FitParams = CaserParams
     model_file, model_class = "caser", "Caser"
@@ -486,14 +497,13 @@ class BERT4Rec(RecBoleRecommender):
         if not bool((index > 0).any()):
             return None
         positives = torch.where(index > 0, items.gather(1, index), 0)
-        fields = {
+        return {
             MASK_FIELDS["MASK_ITEM_SEQ"]: items.masked_fill(masked, self.n_items + 1),
             MASK_FIELDS["POS_ITEMS"]: positives,
             MASK_FIELDS["MASK_INDEX"]: index,
             # RecBole's loss reads the negatives even where cross-entropy ignores them.
             MASK_FIELDS["NEG_ITEMS"]: self._negatives(positives) if self.params.loss_type == "BPR" else positives,
         }
-        return fields
 
     def ranking_batch(self, batch: _Sequences) -> dict[str, Tensor]:
         """Histories after one dummy item, because RecBole drops the oldest one when it appends the mask."""
@@ -503,7 +513,12 @@ class BERT4Rec(RecBoleRecommender):
         return {ITEM + LIST: items, LENGTH: batch.lengths + 1}
 
 
-MASK_FIELDS = {"MASK_INDEX": "mask_index", "MASK_ITEM_SEQ": "masked", "POS_ITEMS": "positives", "NEG_ITEMS": "negatives"}
+MASK_FIELDS = {
+    "MASK_INDEX": "mask_index",
+    "MASK_ITEM_SEQ": "masked",
+    "POS_ITEMS": "positives",
+    "NEG_ITEMS": "negatives",
+}
 
 
 @dataclass

@@ -1,0 +1,39 @@
+"""The language model alone, tuned to write the next title."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from flr_bench.interface import Params
+from flr_bench.lm.recommender import LanguageModelParams, LanguageModelRecommender
+from flr_bench.registry import RECOMMENDERS
+
+
+class PlainLLMParams(LanguageModelParams):
+    """Choices of the plain language model."""
+
+    tune: Literal["full", "lora"] = Field(default="full", description="train all weights, or LoRA alone")
+
+
+@RECOMMENDERS.register("plain_llm")
+class PlainLLM(LanguageModelRecommender):
+    """Language model without a thought, tuned on next titles and decoded within the catalog.
+
+    BIGRec's setting as D3 and LatentR3 re-implement it: titles are generated under the constraint
+    of the catalog instead of being grounded by embedding distance.
+    """
+
+    name: ClassVar[str] = "plain_llm"
+    citation: ClassVar[str] = (
+        "Bao et al.: A Bi-Step Grounding Paradigm for LLMs in Recommendation (2023), arXiv 2308.08434"
+    )
+    revision: ClassVar[int] = 1
+    stages: ClassVar[tuple[str, ...]] = ("untuned", "sft")
+    FitParams: ClassVar[type[Params]] = PlainLLMParams
+
+    @classmethod
+    def reasoner_name(cls, params: Any) -> str:  # noqa: ARG003 (one reasoner whatever the parameters)
+        """No reasoner."""
+        return "none"

@@ -1,0 +1,425 @@
+"""The reinforcement stage in latent space: the backbone is frozen, the reasoner alone is trained.
+
+For each prompt a group of ``G`` thoughts is sampled around the reasoner's own, the first without
+noise.  No text is sampled: the *target* is scored after each thought, and that is the reward [C].
+
+Two estimators:
+
+- ``target_likelihood`` (LatentR3 [C]): the advantage weighs the target's likelihood, differentiated
+  *through* the perturbed thought, ``A · ∇ log p(y | x, t_θ + ε_g)``.  It is not a score function.
+- ``gaussian_score`` [I]: ``A · ∇ log N(sg[t_θ + ε_g]; t_θ, sg[s]²)``, the plain reading of
+  "group-relative policy optimisation directly in the latent space".
+
+With LatentR3's baseline, a mean over *different* prompts, the advantage mostly says which prompt is
+easier.  An effect of this stage therefore means little without the rows ``baseline: none`` (A = 1),
+``shuffled`` and ``noise_free_prompt`` beside it; the share of ΣA² between prompts is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from flr_bench.errors import UsageError
+from flr_bench.interface import Budget, ProgressFn
+from flr_bench.lm.branching import EncodedPrompts
+from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
+from flr_bench.lm.reasoner import Thought, module_generator
+from flr_bench.lm.training import BestEpoch, Reporter, TrainingLog, Updater, Watch
+
+EPSILON = 1e-6
+
+#: Prompts that one micro-step of the published set-up exchanges: 8 samples on each of 2 GPUs [C].
+PUBLISHED_SCOPE = 2
+
+#: Rewards ``[B, G]`` of thoughts ``[B, G, T, d]`` after encoded prompts, for the batch's titles.
+RankReward = Callable[[EncodedPrompts, Tensor, TargetBatch], Tensor]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The ratio is clipped to ``[1 - low, 1 + high]``."""
+
+    low: float
+    high: float
+
+
+def likelihood_rewards(log_p: Tensor, mask: Tensor, kind: Literal["neg_perplexity", "log_likelihood"]) -> Tensor:
+    """Reward of each member: ``-exp(-m)`` or ``m``, with ``m`` the mean log-probability per target token.
+
+    Args:
+        log_p: ``[B, G, L]``, 0 at padding.
+        mask: bool ``[B, L]``.
+        kind: which of the two.
+
+    Returns:
+        float64 ``[B, G]``.
+    """
+    mean = log_p.detach().double().sum(-1) / mask.sum(-1, keepdim=True)
+    return mean if kind == "log_likelihood" else -torch.exp(-mean)
+
+
+def advantages(rewards: Tensor, kind: AdvantageKind | None, *, scope: int, noise_free_counts: bool) -> Tensor:
+    """Advantages of a batch of groups; member 0 of each group is the noise-free one.
+
+    ========================= ====================================== ==================================
+    kind                      baseline b                             A
+    ========================= ====================================== ==================================
+    ``noise_free_batch_mean`` mean of the scope's noise-free rewards (r - b) / (‖r - b‖₂ + 1e-6) [C]
+    ``noise_free_prompt``     the prompt's noise-free reward         (r - b) / (‖r - b‖₂ + 1e-6) [I]
+    ``group_mean``            the group's mean                       (r - b) / (s + 1e-6), s the group's
+                                                                     standard deviation (2402.03300)
+    ``None``                  none                                   1
+    ========================= ====================================== ==================================
+
+    Args:
+        rewards: ``[N, G]``.
+        kind: which rule.
+        scope: consecutive prompts over which batch means and norms are taken.
+        noise_free_counts: whether the noise-free member enters norm and standard deviation; it does not
+            for ``gaussian_score``, whose loss leaves it out.
+
+    Returns:
+        ``[N, G]`` in the type of ``rewards``.
+    """
+    if kind is None:
+        return torch.ones_like(rewards)
+    first = 0 if noise_free_counts else 1
+    if kind == "group_mean":
+        spread = rewards[:, first:].std(-1, correction=0, keepdim=True)
+        return (rewards - rewards.mean(-1, keepdim=True)) / (spread + EPSILON)
+    parts = []
+    for start in range(0, len(rewards), scope):
+        part = rewards[start : start + scope]
+        base = part[:, :1] if kind == "noise_free_prompt" else part[:, :1].mean()
+        difference = part - base
+        parts.append(difference / (difference[:, first:].norm() + EPSILON))
+    return torch.cat(parts)
+
+
+def shuffled_signs(advantage: Tensor, generator: torch.Generator, *, scope: int) -> Tensor:
+    """The same magnitudes with the signs permuted among the members within each scope, ``[N, G]``."""
+    parts = []
+    for start in range(0, len(advantage), scope):
+        part = advantage[start : start + scope]
+        order = torch.randperm(part.numel(), generator=generator).to(part.device)
+        parts.append(part.abs() * part.sign().flatten()[order].view_as(part))
+    return torch.cat(parts)
+
+
+def between_prompt_share(advantage: Tensor) -> float:
+    """Share of ΣA² that is explained by the prompts' mean advantages, in [0, 1]; 0 if all are 0."""
+    total = float(advantage.square().sum())
+    between = float(advantage.mean(-1).square().sum()) * advantage.shape[-1]
+    return between / total if total > 0 else 0.0
+
+
+def likelihood_loss(log_p: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip: Clip) -> Tensor:
+    """Sum over prompts of the mean over a prompt's ``G · |y|`` tokens of ``-min(rA, clip(r) A)`` [C].
+
+    Args:
+        log_p: ``[B, G, L]`` with the graph, 0 at padding.
+        old: the same at the sampling weights; equal to ``log_p`` at the first inner iteration, so the ratio r = 1.
+        advantage: ``[B, G]``.
+        mask: bool ``[B, L]``.
+        clip: bounds of the ratio.
+
+    Returns:
+        A scalar; the caller divides by the number of prompts.
+    """
+    terms = _clipped(torch.exp(log_p - old), advantage[..., None].to(log_p.dtype), clip)
+    tokens = mask.sum(-1) * log_p.shape[1]
+    return -((terms * mask[:, None]).sum((1, 2)) / tokens).sum()
+
+
+def score_loss(samples: Tensor, mean: Tensor, old: Tensor, sigma: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
+    """Sum over prompts of the noisy members' mean of ``-min(rA, clip(r) A)`` with the Gaussians' ratio [I].
+
+    At ``mean == old`` its gradient is that of ``-(1/(G-1)) Σ_{g>1} A_g log N(samples_g; mean, sigma²)``, in
+    closed form ``-(1/(G-1)) Σ A_g ε_g / sigma²`` with respect to ``mean``.
+
+    Args:
+        samples: ``[B, G, ...]`` constants; member 0 is noise-free and does not enter.
+        mean: ``[B, ...]`` with the graph.
+        old: ``[B, ...]`` the mean that was sampled around.
+        sigma: scalar, a constant.
+        advantage: ``[B, G]``.
+        clip: bounds of the ratio.
+
+    Returns:
+        A scalar; the caller divides by the number of prompts.
+    """
+    precise = torch.promote_types(mean.dtype, torch.float32)
+    noisy = samples[:, 1:].flatten(2).detach().to(precise)
+    distance = (noisy - mean.flatten(1)[:, None].to(precise)).square().sum(-1)
+    before = (noisy - old.detach().flatten(1)[:, None].to(precise)).square().sum(-1)
+    ratio = torch.exp((before - distance) / (2 * sigma**2))
+    return -_clipped(ratio, advantage[:, 1:].to(ratio.dtype), clip).mean(1).sum()
+
+
+def _clipped(ratio: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip.low, 1 + clip.high) * advantage)
+
+
+@dataclass(frozen=True)
+class GrpoJob:
+    """What the reinforcement stage trains on and until when.
+
+    Attributes:
+        params: estimator, baseline, noise and so on.
+        data: prompts and targets.
+        valid: examples on which likelihood and noise-free reward are followed.
+        watch: what decides which epoch is kept.
+        budget: epochs and patience.
+        seed: order of the prompts, noise.
+        progress: where to report.
+        micro_batch_tokens: padded prompt tokens per pass at most.
+        penalties: weight of each of the reasoner's penalties by name; absent ones count 0.
+        rank_reward: computes the reward ``reciprocal_rank``; needed for that one only.
+    """
+
+    params: LatentGrpoParams
+    data: TargetExamples
+    valid: TargetExamples
+    watch: Watch
+    budget: Budget
+    seed: int
+    progress: ProgressFn
+    micro_batch_tokens: int = 8192
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    rank_reward: RankReward | None = None
+
+
+@dataclass(eq=False)
+class _Pass:
+    """One part of a batch of prompts: its encoding, its thought, and what was found at the sampling weights."""
+
+    places: Tensor  # where its prompts stand in the batch
+    batch: TargetBatch
+    prompts: EncodedPrompts
+    thought: Thought
+    mean: Tensor  # [b, ...] of the policy, with the graph
+    old_mean: Tensor
+    noise: Tensor  # [b, G, ...], member 0 without
+    old_log_p: Tensor  # [b, G, L]
+
+
+class LatentGrpo:
+    """One reinforcement stage; :meth:`update` is one batch, :meth:`train` all of them.
+
+    Args:
+        model: with ``trains_backbone`` false and a reasoner that has parameters.
+        job: what to train on.
+    """
+
+    def __init__(self, model: LatentModel, job: GrpoJob) -> None:
+        """Draw noise and shuffles from generators of their own."""
+        self.model = model
+        self.job = job
+        self.params = job.params
+        self.clip = Clip(job.params.clip_low, job.params.clip_high)
+        self.noise = module_generator(job.seed, "grpo.noise")
+        self.shuffle = module_generator(job.seed, "grpo.shuffle")
+        self.scores = job.params.estimator == "gaussian_score"
+        self._embedding_rms = model.embedding_rms
+
+    def train(self) -> TrainingLog:
+        """Train; leaves the best epoch's weights.
+
+        Returns:
+            Curves over fractions of epochs: ``valid_nll`` and ``valid_reward`` (noise-free, mean over
+            examples), ``reward`` (noise-free, RL prompts), ``reward_spread`` (standard deviation within
+            groups), ``between_prompt_share``, ``advantage_norm``, ``noise_over_thought``,
+            ``noise_over_embeddings``, ``gradient_norm``, ``penalty_<name>``.
+
+        Raises:
+            TrainingDiverged: the gradient is no longer finite.
+        """
+        data, params, log = self.job.data, self.params, TrainingLog()
+        batches = -(-len(data) // params.batch_size)
+        total = batches * self.job.budget.epochs * params.inner_iterations
+        updater = Updater(
+            self.model.reasoner.parameters(),
+            learning_rate=params.learning_rate,
+            weight_decay=0.0,
+            warmup=round(params.warmup * total),
+            total=total,
+            max_norm=params.max_gradient_norm,
+        )
+        best = BestEpoch(updater.parameters, self.job.watch, self.job.budget.patience)
+        report = Reporter(self.job.budget, self.job.progress, batches)
+        generator = np.random.default_rng([self.job.seed, 2])
+        stops = {round(batches * part / params.validations) for part in range(1, params.validations + 1)}
+        self.model.eval()
+        self._validate(log, 0.0)
+        for epoch in range(1, self.job.budget.epochs + 1):
+            order = generator.permutation(len(data))
+            window: list[dict[str, float]] = []
+            for step in range(1, batches + 1):
+                rows = order[(step - 1) * params.batch_size : step * params.batch_size]
+                window.append(self.update(updater, rows))
+                report(epoch, step, reward=window[-1]["reward"])
+                if step in stops:
+                    self._note(log, epoch - 1 + step / batches, window)
+                    window = []
+            value, stop = best.update(epoch)
+            if self.job.watch.name != "nll":
+                log.note(f"valid_{self.job.watch.name}", epoch, value)
+            log.epochs = epoch
+            if stop:
+                log.stopped_by = "patience"
+                break
+        best.restore()
+        log.best_epoch = best.epoch
+        return log
+
+    def _note(self, log: TrainingLog, epoch: float, window: list[dict[str, float]]) -> None:
+        for name in window[0] if window else ():
+            log.note(name, epoch, float(np.mean([figures[name] for figures in window])))
+        self._validate(log, epoch)
+
+    def _validate(self, log: TrainingLog, epoch: float) -> None:
+        nll, reward = self.evaluate(self.job.valid)
+        log.note("valid_nll", epoch, float(nll.mean()))
+        log.note("valid_reward", epoch, float(reward.mean()))
+
+    @torch.no_grad()
+    def evaluate(self, data: TargetExamples) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Total negative log-likelihood in nats and noise-free reward of each example, both ``[n]``."""
+        nll, reward = np.zeros(len(data)), np.zeros(len(data))
+        for batch in data.batches(np.arange(len(data)), self.job.micro_batch_tokens, self.model.device):
+            with self.model.autocast():
+                prompts = self.model.encode(batch)
+                tokens = self.model.think(prompts, batch.item_spans).tokens[:, None]
+                log_p = self._log_p(prompts, tokens, batch)
+                rewards = self._rewards(prompts, tokens, batch, log_p)
+            nll[batch.rows] = -log_p[:, 0].double().sum(-1).cpu().numpy()
+            reward[batch.rows] = rewards[:, 0].cpu().numpy()
+        return nll, reward
+
+    def update(self, updater: Updater, rows: npt.NDArray[np.int64]) -> dict[str, float]:
+        """All inner iterations on one batch of prompts; returns the figures of the first."""
+        passes = self._encode(rows)
+        sigma, figures = self._sample(passes, len(rows))
+        rewards = torch.zeros(len(rows), self.params.group_size, dtype=torch.float64, device=self.model.device)
+        log_ps = []
+        for part in passes:
+            tokens = self._members(part)
+            with self.model.autocast(), torch.set_grad_enabled(not self.scores):
+                log_ps.append(self._log_p(part.prompts, tokens, part.batch))
+            part.old_log_p = log_ps[-1].detach()
+            rewards[part.places] = self._rewards(part.prompts, tokens.detach(), part.batch, part.old_log_p).double()
+        advantage = self._advantages(rewards)
+        figures |= self._reward_figures(rewards, advantage)
+        for iteration in range(self.params.inner_iterations):
+            if iteration:
+                log_ps = [self._again(part) for part in passes]
+            updater.zero()
+            penalties = self._backward(passes, log_ps, advantage, sigma)
+            norm = updater.step()
+            if iteration == 0:
+                figures |= penalties | {"gradient_norm": norm}
+        return figures
+
+    def _encode(self, rows: npt.NDArray[np.int64]) -> list[_Pass]:
+        passes = []
+        for part in length_groups(self.job.data.lengths[rows], self.job.micro_batch_tokens):
+            batch = self.job.data.batch(rows[part], self.model.device)
+            with self.model.autocast():
+                prompts = self.model.encode(batch)
+                thought = self._think(prompts, batch)
+            mean = self.model.reasoner.policy_mean(thought, self.params.noise_on)
+            places = torch.from_numpy(part).to(self.model.device)
+            none = mean.new_zeros(0)
+            passes.append(_Pass(places, batch, prompts, thought, mean, mean.detach(), none, none))
+        return passes
+
+    def _think(self, prompts: EncodedPrompts, batch: TargetBatch) -> Thought:
+        return self.model.think(prompts, batch.item_spans, detach_upstream=self.params.noise_on == "factors")
+
+    def _sample(self, passes: list[_Pass], prompts: int) -> tuple[Tensor, dict[str, float]]:
+        """Draw the noise of the whole batch, in the order of its prompts whatever the passes."""
+        square = sum(part.old_mean.double().square().sum() for part in passes)
+        rms = (square / sum(part.old_mean.numel() for part in passes)).sqrt().float()  # type: ignore[union-attr]
+        scale = self.params.noise_absolute
+        sigma = rms * self.params.noise_scale if scale is None else torch.full_like(rms, scale)
+        shape = (prompts, self.params.group_size, *passes[0].mean.shape[1:])
+        unit = torch.randn(shape, generator=self.noise)
+        unit[:, 0] = 0
+        for part in passes:
+            part.noise = (unit[part.places.cpu()].to(rms.device) * sigma).to(part.mean.dtype)
+        return sigma, {
+            "noise_over_thought": float(sigma / rms.clamp_min(EPSILON)),
+            "noise_over_embeddings": float(sigma) / max(self._embedding_rms, EPSILON),
+        }
+
+    def _members(self, part: _Pass) -> Tensor:
+        """Thought tokens of the group, ``[b, G, T, d]``; the gradient flows unless scores are used."""
+        mean = part.mean.detach() if self.scores else part.mean
+        return self.model.reasoner.from_policy(part.thought, mean[:, None] + part.noise, self.params.noise_on)
+
+    def _again(self, part: _Pass) -> Tensor:
+        """Think and, for ``target_likelihood``, score once more with the weights as they are now."""
+        with self.model.autocast():
+            part.thought = self._think(part.prompts, part.batch)
+            part.mean = self.model.reasoner.policy_mean(part.thought, self.params.noise_on)
+            return part.old_log_p if self.scores else self._log_p(part.prompts, self._members(part), part.batch)
+
+    def _log_p(self, prompts: EncodedPrompts, tokens: Tensor, batch: TargetBatch) -> Tensor:
+        return self.model.target_log_probabilities(prompts, tokens, batch.target_ids, batch.target_mask)
+
+    @torch.no_grad()
+    def _rewards(self, prompts: EncodedPrompts, tokens: Tensor, batch: TargetBatch, log_p: Tensor) -> Tensor:
+        kind = self.params.reward
+        if kind != "reciprocal_rank":
+            return likelihood_rewards(log_p, batch.target_mask, kind)
+        if self.job.rank_reward is None:
+            raise UsageError("reward: reciprocal_rank needs a search over the catalog's titles")
+        return self.job.rank_reward(prompts, tokens, batch).double()
+
+    def _advantages(self, rewards: Tensor) -> Tensor:
+        scope = len(rewards) if self.params.advantage_scope == "batch" else PUBLISHED_SCOPE
+        kind = self.params.advantage_kind
+        advantage = advantages(rewards, kind, scope=scope, noise_free_counts=not self.scores)
+        if self.params.baseline == "shuffled":
+            advantage = shuffled_signs(advantage, self.shuffle, scope=scope)
+        return advantage
+
+    def _reward_figures(self, rewards: Tensor, advantage: Tensor) -> dict[str, float]:
+        counted = advantage[:, 1:] if self.scores else advantage
+        return {
+            "reward": float(rewards[:, 0].mean()),
+            "reward_spread": float(rewards.std(-1, correction=0).mean()),
+            "between_prompt_share": between_prompt_share(counted),
+            "advantage_norm": float(counted.norm()),
+        }
+
+    def _backward(
+        self, passes: list[_Pass], log_ps: list[Tensor], advantage: Tensor, sigma: Tensor
+    ) -> dict[str, float]:
+        """Gradients of the whole batch's loss, pass by pass; returns the unweighted penalties."""
+        figures: dict[str, float] = {}
+        prompts = len(advantage)
+        for part, log_p in zip(passes, log_ps, strict=True):
+            own = advantage[part.places]
+            if self.scores:
+                samples = part.old_mean[:, None] + part.noise
+                loss = score_loss(samples, part.mean, part.old_mean, sigma, own, self.clip)
+            else:
+                loss = likelihood_loss(log_p, part.old_log_p, own, part.batch.target_mask, self.clip)
+            loss = loss / prompts
+            share = len(part.batch) / prompts
+            for name, value in self.model.reasoner.penalties(part.thought).items():
+                weight = self.job.penalties.get(name, 0.0)
+                if weight:
+                    loss = loss + weight * share * value
+                figures[f"penalty_{name}"] = figures.get(f"penalty_{name}", 0.0) + float(value.detach()) * share
+            torch.autograd.backward(loss)
+        return figures

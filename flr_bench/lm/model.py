@@ -1,0 +1,250 @@
+"""A language model with a reasoner: the few forward passes that training and ranking are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_branches, token_embeddings
+from flr_bench.lm.reasoner import Reasoner, Thought
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class TargetBatch:
+    """A padded batch of prompts and the titles that follow them.
+
+    Attributes:
+        rows: ``[B]`` where the examples stand in their :class:`TargetExamples`.
+        prompt_ids: int64 ``[B, P]``, padded on the right.
+        lengths: int64 ``[B]`` prompt tokens.
+        item_spans: int64 ``[B, P]``, index of the history item of each position, -1 for template and padding.
+        titles: int64 ``[B]`` index of the target's title.
+        target_ids: int64 ``[B, L]``, padded on the right.
+        target_mask: bool ``[B, L]``.
+    """
+
+    rows: Ints
+    prompt_ids: Tensor
+    lengths: Tensor
+    item_spans: Tensor
+    titles: Tensor
+    target_ids: Tensor
+    target_mask: Tensor
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetExamples:
+    """Token ids of prompts and titles, flat; example ``i`` has title ``titles[i]`` as its target.
+
+    Attributes:
+        prompt_tokens, prompt_offsets: prompt ``i`` is ``prompt_tokens[prompt_offsets[i]:prompt_offsets[i + 1]]``.
+        item_spans: as long as ``prompt_tokens``, index of the history item or -1.
+        titles: ``[n]`` index of each example's title.
+        title_tokens, title_offsets: the target tokens of every title, end token included.
+    """
+
+    prompt_tokens: npt.NDArray[np.integer[Any]]
+    prompt_offsets: npt.NDArray[np.integer[Any]]
+    item_spans: npt.NDArray[np.integer[Any]]
+    titles: npt.NDArray[np.integer[Any]]
+    title_tokens: npt.NDArray[np.integer[Any]]
+    title_offsets: npt.NDArray[np.integer[Any]]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.titles)
+
+    @property
+    def target_lengths(self) -> Ints:
+        """Target tokens of each example, ``[n]``."""
+        return cast(Ints, np.diff(self.title_offsets)[self.titles].astype(np.int64))
+
+    @property
+    def lengths(self) -> Ints:
+        """Prompt and target tokens of each example together, ``[n]``."""
+        return np.diff(self.prompt_offsets).astype(np.int64) + self.target_lengths
+
+    def batch(self, rows: Ints, device: torch.device | str = "cpu") -> TargetBatch:
+        """The examples at ``rows`` as padded tensors on ``device``."""
+        prompt_ids, prompt_mask = pad_rows(self.prompt_tokens, self.prompt_offsets, rows, fill=0)
+        spans, _ = pad_rows(self.item_spans, self.prompt_offsets, rows, fill=-1)
+        titles = self.titles[rows].astype(np.int64)
+        target_ids, target_mask = pad_rows(self.title_tokens, self.title_offsets, titles, fill=0)
+        tensors = (
+            torch.from_numpy(a) for a in (prompt_ids, prompt_mask.sum(1), spans, titles, target_ids, target_mask)
+        )
+        return TargetBatch(rows, *(tensor.to(device) for tensor in tensors))
+
+    def batches(self, rows: Ints, max_tokens: int, device: torch.device | str = "cpu") -> Iterator[TargetBatch]:
+        """Batches of similar length that cover ``rows``, each of at most ``max_tokens`` padded tokens."""
+        for part in length_groups(self.lengths[rows], max_tokens):
+            yield self.batch(rows[part], device)
+
+
+def pad_rows(
+    flat: npt.NDArray[np.integer[Any]], offsets: npt.NDArray[np.integer[Any]], rows: Ints, *, fill: int
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Rows of a ragged array as a matrix, padded on the right.
+
+    Returns:
+        int64 ``[len(rows), longest]`` and the bool mask of its real entries.
+    """
+    starts = offsets[rows].astype(np.int64)
+    lengths = offsets[rows + 1].astype(np.int64) - starts
+    columns = np.arange(int(lengths.max(initial=0)))[None, :]
+    mask = columns < lengths[:, None]
+    matrix = np.full(mask.shape, fill, dtype=np.int64)
+    matrix[mask] = flat[(starts[:, None] + columns)[mask]]
+    return matrix, mask
+
+
+def length_groups(lengths: Ints, max_tokens: int) -> list[Ints]:
+    """Split rows into groups of similar length.
+
+    Args:
+        lengths: ``[n]`` tokens of each row.
+        max_tokens: a group's size times its longest row stays within this, unless the row alone exceeds it.
+
+    Returns:
+        Indices into ``lengths``, longest rows first, each index once; deterministic.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    groups, start = [], 0
+    while start < len(order):
+        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        groups.append(order[start : start + size])
+        start += size
+    return groups
+
+
+class LatentModel(nn.Module):
+    """A causal language model that may think before it writes a title.
+
+    Args:
+        language_model: a ``transformers`` causal language model, or a peft model around one.
+        reasoner: makes the thought from the prompt's hidden states.
+        trains_backbone: whether gradients flow into and through the prompt's encoding.
+        precision: ``"bf16"`` runs the passes under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        language_model: nn.Module,
+        reasoner: Reasoner,
+        *,
+        trains_backbone: bool = False,
+        precision: Literal["float32", "bf16"] = "float32",
+    ) -> None:
+        """Hold both; nothing is copied."""
+        super().__init__()
+        self.language_model = language_model
+        self.reasoner = reasoner
+        self.trains_backbone = trains_backbone
+        self.precision = precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model lies."""
+        return next(self.language_model.parameters()).device
+
+    @property
+    def embedding_rms(self) -> float:
+        """Root mean square of the token embeddings' entries: what size of input the backbone is used to."""
+        weight = cast(Any, self.language_model).get_input_embeddings().weight
+        return float(weight.detach().float().square().mean().sqrt())
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which forward passes run."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def encode(self, batch: TargetBatch) -> EncodedPrompts:
+        """Run the prompts once; without a graph where the backbone is not trained."""
+        if self.trains_backbone:
+            return encode_prompts(self.language_model, batch.prompt_ids, batch.lengths)
+        with torch.no_grad():
+            return encode_prompts(self.language_model, batch.prompt_ids, batch.lengths)
+
+    def think(self, prompts: EncodedPrompts, item_spans: Tensor | None, *, detach_upstream: bool = False) -> Thought:
+        """The thought about encoded prompts, ``tokens [B, T, d]`` in the embeddings' type."""
+        hidden = prompts.hidden
+        weight = next(self.reasoner.parameters(), hidden)
+        spans = None if item_spans is None else item_spans[:, : hidden.shape[1]]
+        thought = self.reasoner(
+            hidden.to(weight.dtype), prompts.mask, item_spans=spans, detach_upstream=detach_upstream
+        )
+        return cast(Thought, thought)
+
+    def target_log_probabilities(
+        self, prompts: EncodedPrompts, thoughts: Tensor, target_ids: Tensor, target_mask: Tensor
+    ) -> Tensor:
+        """Log-probability of each target token after prompt and thought.
+
+        The head runs on target positions only; members of a group share the prompt's encoding.
+
+        Args:
+            prompts: ``B`` encoded prompts.
+            thoughts: ``[B, G, T, d]``, ``G`` members for each prompt, ``T`` may be 0.
+            target_ids: int64 ``[B, L]``.
+            target_mask: bool ``[B, L]``.
+
+        Returns:
+            float32 ``[B, G, L]``, 0 at padding.
+        """
+        hidden = self._before_targets(prompts, thoughts, target_ids)
+        inside = target_mask[:, None].expand(hidden.shape[:-1])
+        wanted = target_ids[:, None].expand(hidden.shape[:-1])[inside]
+        logits = cast(Any, self.language_model).get_output_embeddings()(hidden[inside])
+        log_p = -functional.cross_entropy(logits.float(), wanted, reduction="none")
+        return log_p.new_zeros(inside.shape).masked_scatter(inside, log_p)
+
+    def _before_targets(self, prompts: EncodedPrompts, thoughts: Tensor, target_ids: Tensor) -> Tensor:
+        """Hidden states ``[B, G, L, d]`` that predict the target tokens."""
+        batch, members, count, width = thoughts.shape
+        given = token_embeddings(self.language_model, target_ids[:, :-1])
+        thoughts = thoughts.to(given.dtype)
+        chain = torch.cat([thoughts, given[:, None].expand(-1, members, -1, -1)], 2)
+        length = chain.shape[2]
+        first = prompts.last[:, None, None].expand(-1, members, -1, -1)
+        if length == 0:
+            return first
+        forest = chains(batch, members, length, thoughts.device)
+        hidden = run_branches(self.language_model, prompts, chain.reshape(batch, members * length, width), *forest)
+        hidden = hidden.view(batch, members, length, width)
+        return hidden[:, :, count - 1 :] if count else torch.cat([first, hidden], 2)
+
+    def target_nll(self, batch: TargetBatch) -> tuple[Tensor, Thought]:
+        """Negative log-likelihood of each target token, ``[B, L]`` (0 at padding), and the thought behind it."""
+        with self.autocast():
+            prompts = self.encode(batch)
+            thought = self.think(prompts, batch.item_spans)
+            log_p = self.target_log_probabilities(prompts, thought.tokens[:, None], batch.target_ids, batch.target_mask)
+        return -log_p[:, 0], thought
+
+
+def validation_nll(model: LatentModel, data: TargetExamples, max_tokens: int) -> npt.NDArray[np.float64]:
+    """Each example's total negative log-likelihood of its target in nats, without penalties, ``[n]``."""
+    values = np.zeros(len(data))
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in data.batches(np.arange(len(data)), max_tokens, model.device):
+            nll, _ = model.target_nll(batch)
+            values[batch.rows] = nll.double().sum(-1).cpu().numpy()
+    model.train(training)
+    return values

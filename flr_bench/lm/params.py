@@ -1,0 +1,150 @@
+"""Parameter models of reasoners and stages that need no torch, so that commands can list them at once."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from flr_bench.interface import Params
+
+Estimator = Literal["target_likelihood", "gaussian_score"]
+AdvantageKind = Literal["noise_free_batch_mean", "noise_free_prompt", "group_mean"]
+
+
+class NoOptions(Params):
+    """A reasoner without choices."""
+
+
+class ConstantThoughtOptions(Params):
+    """Choices of the trained constant thought."""
+
+    constant_scale: float = Field(
+        default=0.02, gt=0, le=10, description="standard deviation of the constant thought's initial coordinates [I]"
+    )
+
+
+class SingleLatentOptions(Params):
+    """Choices of the initial thought."""
+
+    initial_thought: Literal["attention", "last_hidden"] = Field(
+        default="attention",
+        description="what t⁰ is: LatentR3's attention over the prompt [C], or the last hidden state [I]",
+        json_schema_extra={"search": {"choices": ["attention", "last_hidden"]}},
+    )
+    rotary_base: float = Field(
+        default=1000.0, gt=1, description="base of the rotary positions in the initial attention; 1000 in LatentR3 [C]"
+    )
+
+
+class SftParams(Params):
+    """Choices of the supervised stage; the published stage takes 3e-4, batch 128, 20 warm-up updates [C]."""
+
+    learning_rate: float = Field(
+        default=3e-4,
+        gt=0,
+        lt=1,
+        description="AdamW's largest step; 3e-4 in LatentR3 [C]",
+        json_schema_extra={"search": {"low": 3e-5, "high": 3e-3, "log": True}},
+    )
+    batch_size: int = Field(default=64, ge=1, description="examples per update")
+    micro_batch_tokens: int = Field(
+        default=4096, ge=1, description="padded tokens per pass at most; a batch runs in as many passes as it needs"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's weight decay, on matrices")
+    warmup: int = Field(default=20, ge=0, description="updates with rising step; 20 in LatentR3 [C]")
+    penalty_warmup: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of the updates over which penalties rise linearly to their weight: at the start only they "
+        "would move the factors [I]",
+    )
+    max_gradient_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is cut to this")
+
+
+class LatentGrpoParams(Params):
+    """Choices of the reinforcement stage in latent space; defaults are LatentR3's where nothing else is said."""
+
+    estimator: Estimator = Field(
+        default="target_likelihood",
+        description="gradient through the perturbed thought (LatentR3 [C]), or the score function of the Gaussian [I]",
+        json_schema_extra={"search": {"choices": ["target_likelihood", "gaussian_score"]}},
+    )
+    baseline: Literal["noise_free_batch_mean", "noise_free_prompt", "group_mean", "none", "shuffled"] = Field(
+        default="noise_free_batch_mean",
+        description="what the reward is compared with: LatentR3's [C], the prompt's own noise-free member, the group's "
+        "mean and standard deviation (arXiv 2402.03300), nothing (A = 1), or advantages with their signs shuffled",
+    )
+    shuffle_of: AdvantageKind | None = Field(
+        default=None,
+        description="whose advantages 'shuffled' shuffles; by default noise_free_batch_mean for target_likelihood and "
+        "group_mean for gaussian_score",
+    )
+    advantage_scope: Literal["batch", "micro_batch"] = Field(
+        default="batch",
+        description="prompts over which batch means and norms are taken: the batch, or 2 prompts as published [C]",
+    )
+    reward: Literal["neg_perplexity", "log_likelihood", "reciprocal_rank"] = Field(
+        default="neg_perplexity",
+        description="-exp of the mean negative log-probability per target token [C], the mean log-probability, or the "
+        "reciprocal rank of the target's title within the constrained beam",
+    )
+    reward_beams: int = Field(default=10, ge=1, le=100, description="beams of the reward reciprocal_rank")
+    group_size: int = Field(
+        default=8, ge=2, le=64, description="thoughts per prompt, the first of them noise-free; 8 in LatentR3 [C]"
+    )
+    noise_scale: float = Field(
+        default=0.3,
+        gt=0,
+        le=10,
+        description="noise over the root mean square of the batch's thoughts (of its factors, with noise_on: factors)",
+        json_schema_extra={"search": {"low": 0.05, "high": 2.0, "log": True}},
+    )
+    noise_absolute: float | None = Field(
+        default=None, gt=0, description="standard deviation of the noise, instead of noise_scale; 1.5 in LatentR3 [C]"
+    )
+    noise_on: Literal["thought", "factors"] = Field(
+        default="thought", description="noise on the thought, or on the last step's factors (upstream detached)"
+    )
+    clip_low: float = Field(default=0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low [C]")
+    clip_high: float = Field(default=0.28, gt=0, description="the ratio is clipped above 1 + clip_high [C]")
+    inner_iterations: int = Field(
+        default=1, ge=1, le=16, description="updates per batch of samples; with 1, as published, nothing is clipped"
+    )
+    learning_rate: float = Field(
+        default=1e-4,
+        gt=0,
+        lt=1,
+        description="Adam's step; published choices 1e-5, 5e-5, 1e-4, 5e-4 [C]",
+        json_schema_extra={"search": {"low": 1e-5, "high": 1e-3, "log": True}},
+    )
+    batch_size: int = Field(default=32, ge=1, description="prompts per update; 32 in LatentR3 [C]")
+    prompts: int | None = Field(
+        default=2000, ge=1, description="seeded choice of so many training examples as prompts; null: all"
+    )
+    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the updates with rising learning rate")
+    max_gradient_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is cut to this")
+    validations: int = Field(default=4, ge=1, le=100, description="validations per epoch; the last is at its end")
+    weights_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="type of the trained weights; in bfloat16, as published [C], small steps leave most unchanged",
+    )
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        if self.shuffle_of is not None and self.baseline != "shuffled":
+            raise ValueError("shuffle_of is for baseline: shuffled; leave it out otherwise")
+        if self.noise_absolute is not None and self.noise_scale != type(self).model_fields["noise_scale"].default:
+            raise ValueError("give noise_scale or noise_absolute, not both")
+        return self
+
+    @property
+    def advantage_kind(self) -> AdvantageKind | None:
+        """The rule that advantages follow before any shuffling; ``None`` for A = 1."""
+        if self.baseline == "none":
+            return None
+        if self.baseline != "shuffled":
+            return self.baseline
+        default: AdvantageKind = "group_mean" if self.estimator == "gaussian_score" else "noise_free_batch_mean"
+        return self.shuffle_of or default

@@ -1,0 +1,635 @@
+"""Search over the item trie: a batched beam search, and an exact best-first search that proves its answer.
+
+Both grow one tree of branch tokens after each encoded prompt (:class:`flr_bench.lm.branching.BranchTree`):
+the prompt is never run or copied again, and all beams of all examples take a step together.  The
+answer is a :class:`Pool` of finished titles with the model's own log-probabilities; what items they
+become, and with which scores, is for :mod:`flr_bench.lm.decoding`.
+
+Nothing here reads a checkpoint's generation settings, and scores do not depend on the other
+examples of a batch beyond rounding.  Prompts longer than the model's context are not cut here.
+
+A typical use, ``k`` items wanted::
+
+    prompts = encode_prompts(model, ids, lengths)
+    pool = beam_search(model, prompts, thoughts, trie, k=10, beams=10)            # plain, length_normalised
+    guide = PathScore.mixture(trie, alpha, assistant_log_probabilities)           # d3
+    pool = beam_search(model, prompts, thoughts, trie, k=10, beams=10, path_score=guide)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from flr_bench.errors import FlrBenchError, UsageError
+from flr_bench.lm.branching import BranchTree, EncodedPrompts, token_embeddings, token_log_probabilities
+from flr_bench.lm.item_trie import ItemTrie
+
+_HEAD_VALUES = 1 << 24
+"""The head runs on so many logits at a time (64 MiB in float32)."""
+
+_TINY = 1e-300
+"""An assistant's mass is never less than this, so that its logarithm is finite."""
+
+Normalisation = Literal["vocabulary", "allowed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Finished titles of a search, per example, best first.
+
+    Attributes:
+        titles: ``[n, m]`` int32 title ids, distinct within a row, -1 in empty places (at the end).
+        log_p: ``[n, m]`` float32, the model's log-probability of the whole title (end token included).
+        lengths: ``[n, m]`` int32, the title's number of tokens (0 in empty places).
+        scores: ``[n, m]`` float64, score of the title's best item under the search's own
+            :class:`PathScore`; rows are sorted by it.
+        proven: ``[n]`` bool, the pool is known to hold every title that has an item among the
+            ``k`` best of the catalog (always false for a beam search that left titles out).
+        expanded: ``[n]`` int64, number of nodes whose token was run.
+    """
+
+    titles: npt.NDArray[np.int32]
+    log_p: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float64]
+    proven: npt.NDArray[np.bool_]
+    expanded: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.titles)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Pool:
+        """The examples at ``rows``, in that order."""
+        return Pool(*(column[rows] for column in self._columns()))
+
+    @staticmethod
+    def concatenate(pools: Sequence[Pool]) -> Pool:
+        """The examples of several searches with the same settings, one after another."""
+        width = max(pool.titles.shape[1] for pool in pools)
+        columns = zip(*(pool._padded(width)._columns() for pool in pools), strict=True)
+        return Pool(*(np.concatenate(column) for column in columns))
+
+    def merge(self, other: Pool) -> Pool:
+        """Both pools' titles for the same examples, each once (as in ``self`` where both have it).
+
+        The rows are sorted by ``scores``; they should come from one :class:`PathScore`.
+        """
+        titles = np.concatenate([self.titles, other.titles], axis=1)
+        rows = np.arange(len(titles))[:, None]
+        order = np.argsort(titles, axis=1, kind="stable")
+        again = np.zeros(titles.shape, dtype=bool)
+        again[rows, order[:, 1:]] = titles[rows, order[:, 1:]] == titles[rows, order[:, :-1]]
+        scores = np.where(again | (titles < 0), -np.inf, np.concatenate([self.scores, other.scores], axis=1))
+        best = np.argsort(-scores, axis=1, kind="stable")
+        empty = np.take_along_axis(scores, best, 1) == -np.inf
+
+        def column(first: npt.NDArray[np.generic], second: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+            return np.take_along_axis(np.concatenate([first, second], axis=1), best, 1)
+
+        return Pool(
+            titles=np.where(empty, -1, column(self.titles, other.titles)).astype(np.int32),
+            log_p=np.where(empty, -np.inf, column(self.log_p, other.log_p)).astype(np.float32),
+            lengths=np.where(empty, 0, column(self.lengths, other.lengths)).astype(np.int32),
+            scores=np.take_along_axis(scores, best, 1),
+            proven=self.proven | other.proven,
+            expanded=self.expanded + other.expanded,
+        )
+
+    def _columns(self) -> tuple[Any, ...]:
+        return self.titles, self.log_p, self.lengths, self.scores, self.proven, self.expanded
+
+    def _padded(self, width: int) -> Pool:
+        gap = ((0, 0), (0, width - self.titles.shape[1]))
+        return replace(
+            self,
+            titles=np.pad(self.titles, gap, constant_values=-1),
+            log_p=np.pad(self.log_p, gap, constant_values=-np.inf),
+            lengths=np.pad(self.lengths, gap),
+            scores=np.pad(self.scores, gap, constant_values=-np.inf),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PathScore:
+    r"""What guides a search: a score of trie nodes that never rises along a path.
+
+    .. math:: s(v) = \frac{\alpha \log p_{LM}(v)}{L(v)^\lambda} + (1 - \alpha) \log p_A(v)
+
+    with :math:`p_A(v)` the assistant's probability mass of the items below node :math:`v` (D3,
+    arXiv 2406.14900, telescoped along the path [C]), and :math:`L(v)` the length of the longest
+    title below :math:`v`, a bound for every title there [I] (with :math:`\lambda = 0` it vanishes).
+
+    Attributes:
+        alpha: weight of the language model, from 0 to 1.
+        masses: ``[B, titles + 1]`` float64 of :meth:`ItemTrie.leaf_masses`; needed where ``alpha < 1``.
+        best_items: ``[B, titles]`` float64 of :meth:`ItemTrie.best_items`; needed where ``alpha < 1``.
+        length_penalty: λ, at least 0; above 0 only for an exact search of length-normalised scores.
+        share: items with one title share its probability (``duplicate_titles: share``).
+        normalisation: ``"vocabulary"``: the model's own probabilities; ``"allowed"``: renormalised
+            over the tokens that continue a title.
+    """
+
+    alpha: float = 1.0
+    masses: Tensor | None = None
+    best_items: Tensor | None = None
+    length_penalty: float = 0.0
+    share: bool = True
+    normalisation: Normalisation = "vocabulary"
+
+    def __post_init__(self) -> None:
+        """Refuse weights for which the score would rise along a path."""
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"alpha = {self.alpha} is outside 0 ... 1")
+        if self.length_penalty < 0:
+            raise UsageError(f"length_penalty = {self.length_penalty} is negative")
+        if self.alpha < 1 and (self.masses is None or self.best_items is None):
+            raise UsageError("alpha below 1 needs an assistant: build the path score with PathScore.mixture")
+
+    @classmethod
+    def mixture(
+        cls, trie: ItemTrie, alpha: float, assistant: Tensor | npt.NDArray[np.float32], *, share: bool = True
+    ) -> PathScore:
+        """The path score of ``d3``.
+
+        Args:
+            trie: the catalog, on the search's device.
+            alpha: weight of the language model.
+            assistant: ``[B, items]`` log-probabilities of the batch's examples.
+            share: items with one title share its language-model probability.
+        """
+        values = torch.as_tensor(assistant, device=trie.token.device)
+        return cls(alpha, trie.leaf_masses(values), trie.best_items(values), share=share)
+
+    def rows(self, index: Tensor) -> PathScore:
+        """The path score of some of the examples (int64 ``[b]``)."""
+        if self.masses is None or self.best_items is None:
+            return self
+        return replace(self, masses=self.masses[index], best_items=self.best_items[index])
+
+    def of_nodes(self, trie: ItemTrie, rows: Tensor, nodes: Tensor, log_p: Tensor) -> Tensor:
+        """Upper bound for the score of every item below the nodes.
+
+        Args:
+            trie: the catalog.
+            rows: example of each node; broadcasts with ``nodes``.
+            nodes: int64, any shape.
+            log_p: the model's log-probability of each node's tokens.
+
+        Returns:
+            float64 of the same shape, finite.
+        """
+        score = self.alpha * log_p.double()
+        if self.length_penalty:
+            score = score / trie.longest[nodes].double().pow(self.length_penalty)
+        if self.alpha < 1 and self.masses is not None:
+            mass = self.masses[rows, trie.leaf_high[nodes]] - self.masses[rows, trie.leaf_low[nodes]]
+            score = score + (1 - self.alpha) * mass.clamp_min(_TINY).log()
+        return score
+
+    def of_titles(self, trie: ItemTrie, rows: Tensor, titles: Tensor, log_p: Tensor) -> Tensor:
+        """Score of the best item of each finished title, float64; arguments as in :meth:`of_nodes`."""
+        score = self.alpha * log_p.double()
+        if self.length_penalty:
+            score = score / trie.title_length[titles].double().pow(self.length_penalty)
+        if self.share:
+            score = score - self.alpha * trie.items_per_title[titles].double().log()
+        if self.alpha < 1 and self.best_items is not None:
+            score = score + (1 - self.alpha) * self.best_items[rows, titles].clamp_min(float(np.log(_TINY)))
+        return score
+
+
+@torch.inference_mode()
+def beam_search(
+    model: nn.Module,
+    prompts: EncodedPrompts,
+    thoughts: Tensor | None,
+    trie: ItemTrie,
+    *,
+    k: int,
+    beams: int = 10,
+    path_score: PathScore | None = None,
+) -> Pool:
+    """Constrained beam search, all beams of all examples in one step.
+
+    Every title that ends at an expanded node goes into the pool; of the nodes that go on, the best
+    ``max(beams, k)`` are expanded next, until none is left that could still enter the pool.  So the
+    pool always has ``k`` titles (or all, if there are fewer), of which ``plain`` and
+    ``length_normalised`` may both choose: it keeps the best ``8 * max(beams, k)``.
+
+    With ``alpha = 0`` the language model has no say: the answer is the assistant's, and exact.
+
+    Args:
+        model: the model that encoded ``prompts``, in evaluation mode.
+        prompts: ``B`` encoded prompts.
+        thoughts: ``[B, T, d]`` latent tokens between prompt and title, or ``None``.
+        trie: the catalog, on the same device.
+        k: number of items that will be asked for, at least 1.
+        beams: nodes expanded per step.
+        path_score: what the search is guided by; default: the model's log-probability.
+
+    Returns:
+        The pool of ``B`` examples.
+    """
+    guide = path_score or PathScore()
+    width = max(beams, k)
+    if guide.alpha == 0 and guide.best_items is not None:
+        titles = guide.best_items.topk(min(width, trie.titles), dim=1).indices
+        pool = score_titles(model, prompts, thoughts, trie, titles, path_score=guide)
+        return replace(pool, proven=np.ones(len(pool), dtype=bool))
+    walk = _Walk(model, prompts, thoughts, trie, guide)
+    finished = _Finished(len(prompts), min(8 * width, trie.titles), walk)
+    left_out = torch.zeros(len(prompts), dtype=torch.bool, device=trie.token.device)
+    step: _Step | None = walk.start()
+    while step is not None:
+        children = walk.children(step)
+        finished.add(walk.rows, children)
+        going = finished.promising(walk.rows, children)
+        if going.nodes.shape[1] > width:
+            left_out[walk.rows] |= (going.nodes >= 0).sum(1) > width
+        step = walk.run(going.best(width))
+    return finished.pool(~left_out)
+
+
+@torch.inference_mode()
+def exact_search(
+    model: nn.Module,
+    prompts: EncodedPrompts,
+    thoughts: Tensor | None,
+    trie: ItemTrie,
+    *,
+    k: int,
+    path_score: PathScore | None = None,
+    budget: int | None = 2048,
+) -> Pool:
+    """The true top ``k`` of the whole catalog, by best-first expansion.
+
+    The score of a node bounds that of every item below it.  Nodes are expanded best first, a few per
+    example and step, until the ``k``-th best finished title is at least as good as every open node:
+    then nothing outside the pool can be among the ``k`` best items (ties within rounding included).
+
+    Args:
+        model: the model that encoded ``prompts``, in evaluation mode.
+        prompts: ``B`` encoded prompts.
+        thoughts: ``[B, T, d]`` latent tokens between prompt and title, or ``None``.
+        trie: the catalog, on the same device.
+        k: number of items wanted, at least 1.
+        path_score: plain, with a length penalty, or a mixture; default: the model's log-probability.
+        budget: nodes to expand per example at most; memory grows with its square.  Where it is
+            spent, the example is not ``proven`` and a beam search's titles join its pool.
+            ``None``: go on until all is proven.
+
+    Returns:
+        The pool of ``B`` examples, with ``proven`` per example.
+    """
+    guide = path_score or PathScore()
+    walk = _Walk(model, prompts, thoughts, trie, guide)
+    finished = _Finished(len(prompts), min(max(4 * k, 16), trie.titles), walk)
+    proven = torch.ones(len(prompts), dtype=torch.bool, device=trie.token.device)
+    step: _Step | None = walk.start()
+    frontier: _Nodes | None = None
+    while step is not None:
+        children = walk.children(step)
+        finished.add(walk.rows, children)
+        frontier = children if frontier is None else frontier.join(children)
+        frontier = finished.promising(walk.rows, frontier, rank=k)
+        if budget is not None:
+            spent = walk.expanded[walk.rows] >= budget
+            proven[walk.rows[spent]] &= ~frontier.alive[spent]
+            frontier.scores[spent] = -torch.inf
+        chosen, frontier = frontier.split(_EXACT_WIDTH)
+        step, frontier = walk.run_with(chosen, frontier)
+    pool = finished.pool(proven)
+    if bool(proven.all()):
+        return pool
+    return _with_beams(pool, model, prompts, thoughts, trie, k, guide)
+
+
+_EXACT_WIDTH = 16
+"""Nodes that a best-first search expands per example and step."""
+
+
+def _with_beams(
+    pool: Pool,
+    model: nn.Module,
+    prompts: EncodedPrompts,
+    thoughts: Tensor | None,
+    trie: ItemTrie,
+    k: int,
+    guide: PathScore,
+) -> Pool:
+    """Join a beam search's titles to the pools of the examples that are not proven."""
+    rows = np.flatnonzero(~pool.proven)
+    index = torch.from_numpy(rows).to(trie.token.device)
+    some = None if thoughts is None else thoughts[index]
+    found = beam_search(model, prompts.rows(index), some, trie, k=k, path_score=guide.rows(index))
+    joined = pool.take(rows).merge(found)
+    rest = np.flatnonzero(pool.proven)
+    both = Pool.concatenate([pool.take(rest), joined])
+    return both.take(np.argsort(np.concatenate([rest, rows])))
+
+
+@torch.inference_mode()
+def score_titles(
+    model: nn.Module,
+    prompts: EncodedPrompts,
+    thoughts: Tensor | None,
+    trie: ItemTrie,
+    titles: Tensor,
+    *,
+    path_score: PathScore | None = None,
+) -> Pool:
+    """The model's log-probabilities of given titles.
+
+    Args:
+        model: the model that encoded ``prompts``, in evaluation mode.
+        prompts: ``B`` encoded prompts.
+        thoughts: ``[B, T, d]`` latent tokens between prompt and title, or ``None``.
+        trie: the catalog, on the same device.
+        titles: ``[B, S]`` int64 title ids, distinct within a row.
+        path_score: for the pool's ``scores`` and order; default: the model's log-probability.
+
+    Returns:
+        A pool with exactly these titles (not ``proven``).
+    """
+    walk = _Walk(model, prompts, thoughts, trie, path_score or PathScore())
+    finished = _Finished(len(prompts), titles.shape[1], walk)
+    nodes = torch.zeros_like(titles)
+    log_p = torch.zeros(titles.shape, device=titles.device)
+    begin = walk.start()
+    hidden = begin.hidden.expand(-1, titles.shape[1], -1)
+    parents = begin.index.expand(-1, titles.shape[1])
+    for depth in range(int(trie.title_length[titles].max())):
+        inside = depth < trie.title_length[titles]
+        token = trie.title_token[(trie.title_start[titles] + depth).clamp_max(len(trie.title_token) - 1)]
+        place = torch.arange(titles.numel(), device=titles.device)
+        value = walk.log_probabilities(hidden.flatten(0, 1), place, token.flatten()).view_as(log_p)
+        if walk.guide.normalisation == "allowed":
+            value = value - walk.allowed_mass(hidden, torch.where(inside, nodes, 0))
+        log_p = torch.where(inside, log_p + value, log_p)
+        nodes = torch.where(inside, walk.child(nodes, token), nodes)
+        going = _Nodes(torch.where(inside, nodes, -1), parents, log_p, walk.scores(nodes, log_p))
+        following = walk.append(going)
+        hidden, parents = following.hidden, following.index
+    ends = _Nodes(nodes, parents, log_p, walk.scores(nodes, log_p))
+    finished.add(walk.rows, ends)
+    return finished.pool(torch.zeros(len(prompts), dtype=torch.bool))
+
+
+@dataclass(frozen=True, eq=False)
+class _Nodes:
+    """Trie nodes reached but not run, per example: all ``[b, F]``.
+
+    Attributes:
+        nodes: trie node, -1 in empty places.
+        parents: index of the parent's token in the branch tree (-1: the prompt).
+        log_p: the model's log-probability up to and including the node's token.
+        scores: path score, ``-inf`` for nodes that are empty or no longer wanted.
+    """
+
+    nodes: Tensor
+    parents: Tensor
+    log_p: Tensor
+    scores: Tensor
+
+    @property
+    def alive(self) -> Tensor:
+        return (self.scores > -torch.inf).any(1)
+
+    def rows(self, keep: Tensor) -> _Nodes:
+        return _Nodes(self.nodes[keep], self.parents[keep], self.log_p[keep], self.scores[keep])
+
+    def best(self, count: int) -> _Nodes:
+        return self.split(count)[0]
+
+    def split(self, count: int) -> tuple[_Nodes, _Nodes]:
+        """The best ``count`` nodes of each row, and the rest; both as narrow as possible."""
+        wanted = int((self.scores > -torch.inf).sum(1).max()) if self.scores.numel() else 0
+        scores, order = self.scores.topk(wanted, dim=1)
+        nodes = torch.where(scores > -torch.inf, self.nodes.gather(1, order), -1)
+        ranked = _Nodes(nodes, self.parents.gather(1, order), self.log_p.gather(1, order), scores)
+        parts = (ranked.columns(slice(None, count)), ranked.columns(slice(count, None)))
+        return parts[0], parts[1]
+
+    def columns(self, which: slice) -> _Nodes:
+        return _Nodes(self.nodes[:, which], self.parents[:, which], self.log_p[:, which], self.scores[:, which])
+
+    def join(self, other: _Nodes) -> _Nodes:
+        return _Nodes(
+            torch.cat([self.nodes, other.nodes], 1),
+            torch.cat([self.parents, other.parents], 1),
+            torch.cat([self.log_p, other.log_p], 1),
+            torch.cat([self.scores, other.scores], 1),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Nodes whose tokens were just run: ``nodes`` with ``hidden`` ``[b, N, d]`` and tree ``index`` ``[b, N]``."""
+
+    nodes: Tensor
+    log_p: Tensor
+    hidden: Tensor
+    index: Tensor
+
+
+@dataclass(eq=False)
+class _Walk:
+    """A branch tree grown along the trie, for the examples that are not done yet (``rows``)."""
+
+    model: nn.Module
+    prompts: EncodedPrompts
+    thoughts: Tensor | None
+    trie: ItemTrie
+    guide: PathScore
+    rows: Tensor = field(init=False)
+    expanded: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.trie.token.device
+        self.rows = torch.arange(len(self.prompts), device=device)
+        self.expanded = torch.zeros(len(self.prompts), dtype=torch.int64, device=device)
+        self._tree = BranchTree(self.model, self.prompts)
+
+    def start(self) -> _Step:
+        """The root: it stands at the last thought, or at the prompt's last token."""
+        hidden = self.prompts.last[:, None, :]
+        index = torch.full((len(self.prompts), 1), -1, dtype=torch.int64, device=self.rows.device)
+        thoughts = hidden[:, :0] if self.thoughts is None else self.thoughts
+        for place in range(thoughts.shape[1]):
+            thought = thoughts[:, place : place + 1]
+            hidden = self._tree.append(thought.to(hidden.dtype), index)
+            index = index + 1
+        root = torch.zeros_like(index)
+        return _Step(root, torch.zeros(index.shape, device=index.device), hidden, index)
+
+    def children(self, step: _Step) -> _Nodes:
+        """All children of the nodes just run, ``[b, C]``."""
+        trie, batch, count = self.trie, *step.nodes.shape
+        known = step.nodes.clamp_min(0)
+        counts = (trie.child_start[known + 1] - trie.child_start[known]) * (step.nodes >= 0)
+        flat = counts.flatten()
+        source = torch.arange(batch * count, device=flat.device).repeat_interleave(flat)
+        place = trie.child_start[known.flatten()[source]] + _within(flat, source)
+        value = self.log_probabilities(step.hidden.flatten(0, 1), source, trie.child_token[place])
+        if self.guide.normalisation == "allowed":
+            value = value - _log_sum(value, source, batch * count)[source]
+        log_p = step.log_p.flatten()[source] + value
+        nodes = trie.child_node[place]
+        row = torch.div(source, count, rounding_mode="floor")
+        per_row = counts.sum(1)
+        column = _within(per_row, row)
+        shape = (batch, int(per_row.max()) if batch else 0)
+        scores = self.guide.of_nodes(trie, self.rows[row], nodes, log_p)
+
+        def dense(values: Tensor, empty: float) -> Tensor:
+            out = torch.full(shape, empty, dtype=values.dtype, device=values.device)
+            out[row, column] = values
+            return out
+
+        parents = dense(step.index.flatten()[source], -1)
+        return _Nodes(dense(nodes, -1), parents, dense(log_p, 0.0), dense(scores, -torch.inf))
+
+    def log_probabilities(self, hidden: Tensor, source: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probability of each token after the hidden state (row of ``[n, d]``) it comes from; sources ascend.
+
+        Raises:
+            FlrBenchError: the probabilities are not numbers.
+        """
+        used, position = torch.unique_consecutive(source, return_inverse=True)
+        vocabulary = int(self.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+        chunk = max(1, _HEAD_VALUES // vocabulary)
+        parts, low = [], 0
+        for piece in used.split(chunk):
+            high = int(torch.searchsorted(position, low + len(piece))) if len(used) > chunk else len(source)
+            first = int(torch.searchsorted(position, low)) if low else 0
+            table = token_log_probabilities(self.model, hidden[piece])
+            parts.append(table[position[first:high] - low, tokens[first:high]])
+            low += len(piece)
+        values = torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+        if bool(values.isnan().any()):
+            raise FlrBenchError("the backbone gives probabilities that are not numbers; its weights are damaged")
+        return values.clamp_max(0.0)
+
+    def allowed_mass(self, hidden: Tensor, nodes: Tensor) -> Tensor:
+        """Logarithm of the probability of the tokens that continue each node, ``[b, N]`` (0 for leaves)."""
+        flat = nodes.flatten()
+        counts = self.trie.child_start[flat + 1] - self.trie.child_start[flat]
+        source = torch.arange(len(flat), device=flat.device).repeat_interleave(counts)
+        place = self.trie.child_start[flat[source]] + _within(counts, source)
+        value = self.log_probabilities(hidden.flatten(0, 1), source, self.trie.child_token[place])
+        return _log_sum(value, source, len(flat)).view_as(nodes).masked_fill((counts == 0).view_as(nodes), 0.0)
+
+    def child(self, nodes: Tensor, tokens: Tensor) -> Tensor:
+        """The child of each node by a token that leads to one (anything for tokens that do not)."""
+        low, high = self.trie.child_start[nodes].clone(), self.trie.child_start[nodes + 1].clone()
+        last = len(self.trie.child_token) - 1
+        while bool((low < high).any()):  # all children of a node ascend by token: bisection for all at once
+            middle = torch.div(low + high, 2, rounding_mode="floor")
+            below = (self.trie.child_token[middle.clamp_max(last)] < tokens) & (low < high)
+            low, high = torch.where(below, middle + 1, low), torch.where(below, high, torch.minimum(middle, high))
+        return self.trie.child_node[low.clamp_max(last)]
+
+    def scores(self, nodes: Tensor, log_p: Tensor) -> Tensor:
+        """Path scores of ``[b, N]`` nodes."""
+        return self.guide.of_nodes(self.trie, self.rows[:, None], nodes, log_p)
+
+    def run(self, chosen: _Nodes) -> _Step | None:
+        """Run the chosen nodes' tokens; ``None`` where no example has any."""
+        return self.run_with(chosen, chosen.columns(slice(0, 0)))[0]
+
+    def run_with(self, chosen: _Nodes, waiting: _Nodes) -> tuple[_Step | None, _Nodes]:
+        """As :meth:`run`; examples that are done leave the batch, those of ``waiting`` with them."""
+        alive = chosen.alive
+        living = int(alive.sum())
+        if living == 0:
+            return None, waiting
+        if 4 * living <= 3 * len(alive):  # leaving means copying what stays
+            keep = torch.nonzero(alive).squeeze(1)
+            self.rows = self.rows[keep]
+            self._tree.rows(keep)
+            chosen, waiting = chosen.rows(keep), waiting.rows(keep)
+        self.expanded[self.rows] += (chosen.nodes >= 0).sum(1)
+        return self.append(chosen), waiting
+
+    def append(self, chosen: _Nodes) -> _Step:
+        """Run the nodes' tokens."""
+        embeddings = token_embeddings(self.model, self.trie.token[chosen.nodes.clamp_min(0)].clamp_min(0))
+        first = self._tree.size
+        hidden = self._tree.append(embeddings, chosen.parents)
+        index = torch.arange(first, self._tree.size, device=hidden.device).expand(len(hidden), -1)
+        return _Step(chosen.nodes, chosen.log_p, hidden, index)
+
+
+class _Finished:
+    """The best finished titles of each example so far, sorted."""
+
+    def __init__(self, batch: int, size: int, walk: _Walk) -> None:
+        device = walk.rows.device
+        self._walk = walk
+        self._titles = torch.full((batch, size), -1, dtype=torch.int64, device=device)
+        self._log_p = torch.full((batch, size), -torch.inf, device=device)
+        self._scores = torch.full((batch, size), -torch.inf, dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor, nodes: _Nodes) -> None:
+        """Take the titles that end at the nodes (``[b, C]``, of examples ``rows``)."""
+        walk = self._walk
+        titles = torch.where(nodes.nodes >= 0, walk.trie.terminal[nodes.nodes.clamp_min(0)], -1)
+        columns = torch.nonzero((titles >= 0).any(0)).squeeze(1)
+        if len(columns) == 0:
+            return
+        titles, log_p = titles[:, columns], nodes.log_p[:, columns]
+        scores = walk.guide.of_titles(walk.trie, rows[:, None], titles.clamp_min(0), log_p)
+        scores = torch.where(titles >= 0, scores, -torch.inf)
+        scores, order = torch.cat([self._scores[rows], scores], 1).topk(self._scores.shape[1], dim=1)
+        self._scores[rows] = scores
+        self._titles[rows] = torch.cat([self._titles[rows], titles], 1).gather(1, order)
+        self._log_p[rows] = torch.cat([self._log_p[rows], log_p], 1).gather(1, order)
+
+    def promising(self, rows: Tensor, nodes: _Nodes, rank: int = 0) -> _Nodes:
+        """The nodes below which a title better than the one at ``rank`` (0: the last place) may still be found.
+
+        A node as good as it is kept, rounding of cumulative sums included, so that ties are all found.
+        """
+        place = min(rank, self._scores.shape[1]) - 1
+        worst = self._scores[rows, place][:, None]
+        trie = self._walk.trie
+        known = nodes.nodes.clamp_min(0)
+        inner = (nodes.nodes >= 0) & (trie.child_start[known + 1] > trie.child_start[known])
+        near = worst - 1e-9 * (1 + worst.abs())
+        wanted = inner & (nodes.scores >= near) & (nodes.scores > -torch.inf)
+        return replace(nodes, scores=torch.where(wanted, nodes.scores, -torch.inf))
+
+    def pool(self, proven: Tensor) -> Pool:
+        """What was found."""
+        found = self._titles >= 0
+        lengths = torch.where(found, self._walk.trie.title_length[self._titles.clamp_min(0)], 0)
+        width = int(found.sum(1).max())
+        return Pool(
+            titles=self._titles[:, :width].to(torch.int32).cpu().numpy(),
+            log_p=self._log_p[:, :width].cpu().numpy(),
+            lengths=lengths[:, :width].to(torch.int32).cpu().numpy(),
+            scores=self._scores[:, :width].cpu().numpy(),
+            proven=proven.cpu().numpy(),
+            expanded=self._walk.expanded.cpu().numpy(),
+        )
+
+
+def _within(counts: Tensor, group: Tensor) -> Tensor:
+    """Number of each element within its group; groups ascend and have ``counts`` elements."""
+    first = counts.cumsum(0) - counts
+    return torch.arange(len(group), device=group.device) - first[group]
+
+
+def _log_sum(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Log-sum-exp of the values of each group, ``[groups]``."""
+    top = values.new_full((groups,), -torch.inf).scatter_reduce(0, group, values, "amax")
+    total = values.new_zeros(groups).index_add(0, group, (values - top[group]).exp())
+    return top + total.log()

@@ -1,0 +1,140 @@
+"""The supervised stage: the target title's negative log-likelihood, plus weighted penalties.
+
+Backbone and reasoner learn together, as in LatentR3 [C]; the prompt runs once and thought and
+target are a branch behind it, where published code runs the whole sequence twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from flr_bench.interface import Budget, ProgressFn
+from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples
+from flr_bench.lm.params import SftParams
+from flr_bench.lm.training import BestEpoch, Reporter, TrainingLog, Updater, Watch
+
+
+@dataclass(frozen=True)
+class SftJob:
+    """What a supervised stage trains on and until when.
+
+    Attributes:
+        params: step size, batch size and so on.
+        penalties: weight of each of the reasoner's penalties by name; absent ones count 0.
+        data: training examples.
+        watch: what decides which epoch is kept.
+        budget: epochs and patience.
+        seed: order of the examples.
+        progress: where to report.
+    """
+
+    params: SftParams
+    data: TargetExamples
+    watch: Watch
+    budget: Budget
+    seed: int
+    progress: ProgressFn
+    penalties: Mapping[str, float] = field(default_factory=dict)
+
+
+def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
+    """Train the parameters of ``model`` that require gradients; leaves the best epoch's weights.
+
+    Returns:
+        Curves ``loss`` (per target token, penalties included), ``nll`` (per target token), each penalty
+        as ``penalty_<name>`` unweighted, ``gradient_norm``, and the watched quantity as ``valid_<name>``.
+
+    Raises:
+        TrainingDiverged: loss or gradient is no longer finite.
+    """
+    params, data, log = job.params, job.data, TrainingLog()
+    batches = -(-len(data) // params.batch_size)
+    total = batches * job.budget.epochs
+    updater = Updater(
+        model.parameters(),
+        learning_rate=params.learning_rate,
+        weight_decay=params.weight_decay,
+        warmup=min(params.warmup, total // 2),
+        total=total,
+        max_norm=params.max_gradient_norm,
+    )
+    best = BestEpoch(updater.parameters, job.watch, job.budget.patience)
+    report = Reporter(job.budget, job.progress, batches)
+    generator = np.random.default_rng([job.seed, 1])
+    rise = max(1, round(params.penalty_warmup * total))
+    for epoch in range(1, job.budget.epochs + 1):
+        order = generator.permutation(len(data))
+        sums: dict[str, float] = {}
+        model.train(model.trains_backbone)
+        for step in range(batches):
+            rows = order[step * params.batch_size : (step + 1) * params.batch_size]
+            share = min(1.0, updater.steps / rise)
+            weights = {name: weight * share for name, weight in job.penalties.items()}
+            figures = sft_update(model, updater, data, rows, weights, params.micro_batch_tokens)
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value
+            report(epoch, step + 1, loss=figures["loss"])
+        for name, value in sums.items():
+            log.note(name, epoch, value / batches)
+        value, stop = best.update(epoch)
+        log.note(f"valid_{job.watch.name}", epoch, value)
+        log.epochs = epoch
+        if stop:
+            log.stopped_by = "patience"
+            break
+    best.restore()
+    log.best_epoch = best.epoch
+    return log
+
+
+def sft_update(
+    model: LatentModel,
+    updater: Updater,
+    data: TargetExamples,
+    rows: np.ndarray[tuple[int], np.dtype[np.int64]],
+    weights: Mapping[str, float],
+    max_tokens: int,
+) -> dict[str, float]:
+    """One update on the examples at ``rows``, in passes of at most ``max_tokens`` padded tokens.
+
+    How the batch is cut into passes changes rounding only, except for penalties that are themselves
+    taken over a batch (balance, batch correlation): those are averaged over the passes.
+    """
+    updater.zero()
+    tokens = int(data.target_lengths[rows].sum())
+    sums: dict[str, float] = {}
+    for batch in data.batches(rows, max_tokens, model.device):
+        figures = sft_backward(model, batch, weights, tokens=tokens, examples=len(rows))
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value
+    sums["gradient_norm"] = updater.step()
+    return sums
+
+
+def sft_backward(
+    model: LatentModel, batch: TargetBatch, weights: Mapping[str, float], *, tokens: int, examples: int
+) -> dict[str, float]:
+    """Add the gradient of one pass's share of the loss.
+
+    Loss: sum of the target tokens' negative log-likelihoods over ``tokens``, plus each weighted penalty
+    times the pass's share of the ``examples``.
+
+    Returns:
+        The pass's contributions to ``loss``, ``nll`` and the unweighted penalties.
+    """
+    nll, thought = model.target_nll(batch)
+    per_token = nll.sum() / tokens
+    loss, share = per_token, len(batch) / examples
+    figures = {}
+    for name, value in model.reasoner.penalties(thought).items():
+        weight = weights.get(name, 0.0)
+        if weight:
+            loss = loss + weight * share * value
+        figures[f"penalty_{name}"] = float(value.detach()) * share
+    if loss.requires_grad:
+        torch.autograd.backward(loss)
+    return {"loss": float(loss.detach()), "nll": float(per_token.detach()), **figures}

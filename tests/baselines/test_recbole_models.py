@@ -1,0 +1,232 @@
+"""RecBole's models: wiring, losses and rankings against the plain way, and nothing left behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import baselines.recbole_models as ours
+from flr_bench.errors import DamagedFileError, DataError, MissingDependencyError
+from flr_bench.interface import Budget, FitContext
+from flr_bench.registry import RECOMMENDERS
+from flr_bench.testing import fit_small, make_examples, small_split
+
+METHODS = ("sasrec", "bert4rec", "gru4rec", "caser")
+
+
+def fit_context(watch="ndcg@10", epochs=2, patience=None, validate=None, seed=0):
+    return FitContext(
+        seed, "cpu", 1, "fit", Budget(epochs, patience, watch), {}, validate or (lambda _: 0.0), print, Path()
+    )
+
+
+def untrained(method, length=4, n_items=9, **params):
+    cls = RECOMMENDERS.get(method)
+    model = cls(cls.FitParams(**params))
+    model.n_items, model.length = n_items, length
+    with ours._reproducible(0, "cpu"):
+        model.model = model._build()
+    model.model.eval()
+    return model
+
+
+def sequences(model, histories, targets):
+    return ours._Sequences.of(make_examples(histories, targets), model.length, "cpu")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_are_recboles(method):
+    cls = RECOMMENDERS.get(method)
+    import recbole
+
+    text = (Path(recbole.__file__).parent / "properties" / "model" / f"{cls.model_class}.yaml").read_text()
+    theirs = {key: value for key, value in yaml.safe_load(text).items() if key != "transform"}
+    mine = cls.FitParams().model_dump()
+    for key, value in theirs.items():
+        expected = float(value) if isinstance(mine[key], float) else value
+        assert mine[key] == expected, key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_model_is_recboles_own_class(method):
+    model = untrained(method).model
+    assert type(model).__module__ == f"recbole.model.sequential_recommender.{method}"
+    assert not torch.is_anomaly_enabled()
+
+
+@pytest.mark.parametrize("method", ["sasrec", "gru4rec"])
+def test_log_probabilities_against_the_plain_way(method):
+    model = untrained(method)
+    examples = make_examples([[1, 2, 3], [8], [0, 1, 2, 3, 4, 5]], [0, 0, 0])
+    got = model.log_probabilities(examples)
+    for row, history in enumerate([[1, 2, 3], [8], [2, 3, 4, 5]]):  # one at a time, without padding
+        items = torch.tensor([[item + 1 for item in history]])
+        with torch.no_grad():
+            hidden = model.model(items, torch.tensor([len(history)]))
+            scores = hidden @ model.model.item_embedding.weight[1:].T
+        assert np.allclose(got[row], torch.log_softmax(scores[0], 0).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["sasrec", "gru4rec", "caser"])
+def test_cross_entropy_against_the_plain_way(method):
+    model = untrained(method, **({"reg_weight": 0.0} if method == "caser" else {}))
+    batch = sequences(model, [[1, 2], [3, 4, 5, 6], [7]], [3, 0, 8])
+    fields = model.training_batch(batch)
+    scores = model.model.full_sort_predict(fields)
+    expected = torch.nn.functional.cross_entropy(scores, batch.targets)
+    assert torch.allclose(model.model.calculate_loss(fields), expected, atol=1e-6)
+
+
+def test_fused_gelu_is_the_same_function():
+    model = untrained("sasrec").model
+    x = torch.linspace(-6, 6, 101)
+    layer = model.trm_encoder.layer[0].feed_forward
+    assert layer.intermediate_act_fn is torch.nn.functional.gelu
+    assert torch.allclose(layer.intermediate_act_fn(x), layer.gelu(x), atol=1e-6)
+    assert (
+        untrained("sasrec", hidden_act="relu")
+        .model.trm_encoder.layer[0]
+        .feed_forward.intermediate_act_fn(torch.tensor(-1.0))
+        == 0
+    )
+
+
+def test_bert4rec_ranks_with_the_mask_in_the_targets_place():
+    model = untrained("bert4rec")
+    examples = make_examples([[1], [2], [1, 2, 3, 4], [1, 2, 3, 5]], [0, 0, 0, 0])
+    got = model.log_probabilities(examples)
+    assert not np.allclose(got[0], got[1])  # one-item histories differ
+    items = torch.tensor([[2, 3, 4, 5, model.n_items + 1], [2, 3, 4, 6, model.n_items + 1]])
+    with torch.no_grad():
+        hidden = model.model(items)[:, -1]
+        scores = hidden @ model.model.item_embedding.weight[1 : model.n_items + 1].T + model.model.output_bias[1:]
+    assert np.allclose(got[2:], torch.log_softmax(scores, 1).numpy(), atol=1e-5)
+
+
+def test_bert4rec_masks_the_target_alone():
+    model = untrained("bert4rec", ft_ratio=1.0)
+    fields = model.training_batch(sequences(model, [[1, 2], [3, 4, 5, 6]], [7, 8]))
+    mask = model.n_items + 1
+    assert fields["masked"].tolist() == [[2, 3, mask, 0, 0], [4, 5, 6, 7, mask]]
+    assert fields["mask_index"].tolist() == [[2], [4]]
+    assert fields["positives"].tolist() == [[8], [9]]
+
+
+def test_bert4rec_masks_at_random():
+    model = untrained("bert4rec", ft_ratio=0.0, mask_ratio=0.5, length=9, n_items=30)
+    batch = sequences(model, [list(range(9))] * 200, [20] * 200)
+    torch.manual_seed(0)
+    fields = model.training_batch(batch)
+    masked, index, positives = fields["masked"], fields["mask_index"], fields["positives"]
+    assert index.shape == (200, 5)  # int(0.5 * 10)
+    assert (masked == 31).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    original = torch.cat((batch.items, batch.targets[:, None]), dim=1)
+    assert torch.equal(positives, torch.where(index > 0, original.gather(1, index), 0))
+    assert (masked.gather(1, index)[index > 0] == 31).all()
+    assert (original[masked != 31] == masked[masked != 31]).all()
+
+
+def test_bert4rec_skips_batches_without_a_counted_mask():
+    model = untrained("bert4rec", ft_ratio=0.0, mask_ratio=1e-9)
+    assert model.training_batch(sequences(model, [[1, 2]], [3])) is None
+    cls = RECOMMENDERS.get("bert4rec")
+    trained = cls(cls.FitParams(ft_ratio=0.0, mask_ratio=1e-9, hidden_size=8))
+    assert trained.fit(small_split(), fit_context(epochs=1)).curves["loss"] == [(1, 0.0)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_falls(method):
+    seen = []
+    cls = RECOMMENDERS.get(method)
+    model = cls(cls.FitParams(batch_size=20, learning_rate=0.01))
+    context = fit_context(epochs=5, watch="nll")
+    report = model.fit(small_split(), FitContext(**{**vars(context), "progress": seen.append}))
+    losses = [value for _, value in report.curves["loss"]]
+    assert losses[-1] < losses[0]
+    assert len(report.curves["nll"]) == report.epochs == 5
+    assert (seen[-1].epoch, seen[-1].epochs, seen[-1].step, seen[-1].steps) == (5, 5, 10, 10)
+    assert report.parameters_total == sum(p.numel() for p in model.model.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bpr_trains(method):
+    model = fit_small(method, loss_type="BPR")
+    assert np.isfinite(model.log_probabilities(small_split().valid)).all()
+
+
+def test_negatives_are_other_items():
+    model = untrained("sasrec", n_items=3, loss_type="BPR")
+    positives = torch.tensor([1, 2, 3] * 100)
+    negatives = model._negatives(positives)
+    assert (negatives != positives).all()
+    assert set(negatives.tolist()) == {1, 2, 3}
+
+
+def test_best_epoch_is_kept_and_patience_stops():
+    values = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    weights = []
+    cls = RECOMMENDERS.get("sasrec")
+    model = cls(cls.FitParams(hidden_size=8, inner_size=8))
+
+    def validate(rank):
+        assert rank(small_split().valid, 5).items.shape == (len(small_split().valid), 5)
+        weights.append(model.model.item_embedding.weight.detach().clone())
+        return next(values)
+
+    report = model.fit(small_split(), fit_context(epochs=9, patience=2, validate=validate))
+    assert (report.epochs, report.best_epoch, report.stopped_by) == (4, 2, "patience")
+    assert report.curves["ndcg@10"] == [(1, 0.1), (2, 0.3), (3, 0.2), (4, 0.3)]
+    assert torch.equal(model.model.item_embedding.weight, weights[1])
+
+
+def test_global_state_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit_small("gru4rec", seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_anomaly_enabled()
+
+
+def test_empty_history_and_no_examples():
+    model = untrained("sasrec")
+    with pytest.raises(DataError, match="empty history"):
+        model.log_probabilities(make_examples([[1], []], [0, 0]))
+    split = small_split()
+    from dataclasses import replace
+
+    none = replace(split, train=split.train.take(np.array([], dtype=np.int64)))
+    with pytest.raises(DataError, match="no train examples"):
+        model.fit(none, fit_context())
+
+
+def test_damaged_folder(tmp_path):
+    with pytest.raises(DamagedFileError, match="fit it again"):
+        ours.SASRec.load(tmp_path, {})
+    fit_small("sasrec").save(tmp_path)
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(DamagedFileError, match="cannot be read"):
+        ours.SASRec.load(tmp_path, {})
+    assert json.loads((tmp_path / "model.json").read_text())["items"] == len(small_split().catalog)
+
+
+def test_without_recbole(monkeypatch):
+    monkeypatch.setitem(sys.modules, "recbole.model.sequential_recommender.sasrec", None)
+    with pytest.raises(MissingDependencyError, match="flr-bench doctor --fix"):
+        untrained("sasrec")
+
+
+def test_listing_methods_imports_nothing_heavy():
+    code = (
+        "import sys, baselines.recbole_models, baselines.popularity, baselines.item_transition;"
+        "print([m for m in ('torch', 'recbole', 'pandas', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
