@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from flr_bench.errors import FlrBenchError, UnknownNameError
 if TYPE_CHECKING:
     from flr_bench.runner.execute import Observer
     from flr_bench.runner.session import Folders, Session
+    from flr_bench.tracking import Tracker
 
 app = typer.Typer(
     name="flr-bench",
@@ -52,6 +54,8 @@ ModeOption = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Track = Annotated[bool, typer.Option("--track/--no-track", help="Mirror finished cells to MLflow.")]
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 RUNS, CACHE, MLRUNS, RESULTS = Path("runs"), Path("cache"), Path("mlruns"), Path("results")
 
@@ -94,16 +98,20 @@ def run(
     from flr_bench.runner.session import run as run_session
 
     folders = Folders(runs, cache, mlruns, results)
+    trackers: list[Tracker] = []
     frontend = Frontend(
         display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
-        observers=lambda: _observers(mlruns) if track else (),
+        observers=lambda: _start_tracking(trackers, mlruns) if track else (),
     )
     try:
         session = run_session(Request(suite, profile, seeds, only), folders, mode, workers, frontend)
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
-    _finish(session, folders, quiet=quiet, as_json=as_json)
+    files = _write_tables(session, folders, show=not (quiet or as_json))
+    for tracker in trackers:
+        tracker.log_files(files, results)
+    _report(session, folders, as_json=as_json)
 
 
 @app.command()
@@ -126,33 +134,40 @@ def ablate(
     run(suite, profile, seeds, only, workers, mode, runs, cache, mlruns, results, quiet, as_json, track)
 
 
-def _observers(mlruns: Path) -> Sequence[Observer]:
+def _start_tracking(trackers: list[Tracker], mlruns: Path) -> Sequence[Observer]:
     from flr_bench.tracking import Tracker
 
-    return (Tracker(os.environ.get("MLFLOW_TRACKING_URI"), mlruns),)
+    trackers.append(Tracker(None, mlruns))
+    return trackers
 
 
-def _finish(session: Session, folders: Folders, *, quiet: bool, as_json: bool) -> None:
-    """Write the tables, say what was done and what failed, and set the exit code."""
+def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Path]:
+    """Write the suite's tables, unless they were written from just these cells; show the main one."""
     from flr_bench.runner.session import note_tables, tables_are_current
 
-    plan, outcome = session.plan, session.outcome
-    suite, profile = plan.file.suite.name, plan.profile_name
-    where = folders.results / suite / profile
-    if not tables_are_current(session, folders.results):
-        from flr_bench.report import summary_table, write_tables
+    if tables_are_current(session, folders.results):
+        return []
+    from flr_bench.report import summary_table, write_tables
 
-        write_tables(folders.runs, folders.results, [suite], profile)
-        note_tables(session, folders.results)
-        if not as_json and not quiet:
-            typer.echo(summary_table(folders.runs, suite, profile))
+    suite, profile = session.plan.file.suite.name, session.plan.profile_name
+    files = write_tables(folders.runs, folders.results, [suite], profile)
+    note_tables(session, folders.results)
+    if show:
+        typer.echo(summary_table(folders.runs, suite, profile))
+    return files
+
+
+def _report(session: Session, folders: Folders, *, as_json: bool) -> None:
+    """Say what was done and what failed, and set the exit code."""
+    where = folders.results / session.plan.file.suite.name / session.plan.profile_name
     if as_json:
         typer.echo(json.dumps(_summary(session, where)))
-    elif not session.computed:
-        typer.echo(f"nothing to do: all {len(plan.cells)} cells are in {folders.runs}; tables in {where}"
-                   if not session.absent else f"{len(session.absent)} cells are missing; tables in {where}")
+    elif session.computed:
+        typer.echo(f"{len(session.outcome.done)} cells computed; tables in {where}")
+    elif session.absent:
+        typer.echo(f"nothing computed, {len(session.absent)} cells are missing; tables in {where}")
     else:
-        typer.echo(f"{len(outcome.done)} cells computed; tables in {where}")
+        typer.echo(f"nothing to do: all {len(session.plan.cells)} cells are in {folders.runs}; tables in {where}")
     _report_failures(session, folders)
 
 
@@ -229,9 +244,11 @@ def ui(
     """Start MLflow's UI on the right store; Ctrl-C ends it."""
     import subprocess
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(mlruns / 'mlflow.db').resolve()}"
+    from flr_bench.tracking import ui_command
+
+    command = ui_command(None, mlruns, port)
     environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+    _say(f"MLflow on http://127.0.0.1:{port}, Ctrl-C ends it")
     try:
         code = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - our own interpreter
     except KeyboardInterrupt:
@@ -320,7 +337,11 @@ def track_sync(runs: Runs = RUNS, mlruns: Mlruns = MLRUNS) -> None:
     from flr_bench.tracking import Tracker
 
     Store(runs)
-    Tracker(os.environ.get("MLFLOW_TRACKING_URI"), mlruns).sync(runs)
+    tracker = Tracker(None, mlruns)
+    count = tracker.sync(runs)
+    if tracker.down:
+        raise typer.Exit(1)
+    typer.echo(f"{count} cells sent")
 
 
 def _say(text: str) -> None:
@@ -336,6 +357,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        _say(f"flr-bench: cannot write {error.filename or 'a file'}: {error.strerror}; finished cells are kept")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

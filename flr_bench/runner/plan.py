@@ -219,6 +219,7 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
     _check_only(file, selection.only)
     _check_primary(file)
     entries = [_Entry.resolve(file, profile_name, index) for index in range(len(file.suite.recommenders))]
+    _check_shared(file, profile_name, entries)
     configured = file.suite.seeds if profile.seeds is None else profile.seeds
     seeds = selection.seeds if selection.seeds is not None else resolve_seeds(configured)
     prepared = prepare_data(file, profile, cache)
@@ -296,7 +297,7 @@ class _Entry:
         shared: tuple[Location, ...] = (("profiles", profile_name, "shared", family), ("shared", family))
         params = file.check(
             method.FitParams,
-            merged(shared_params(file, profile_name, family), spec.params),
+            merged(shared_params(file, file.profile(profile_name), method), spec.params),
             ((*where, "params"), *shared),
         )
         stages = spec.stages or method.stages[-1:]
@@ -313,9 +314,32 @@ class _Entry:
         return cls(spec, where, method, params, stages, rank_params)
 
 
-def shared_params(file: SuiteFile, profile_name: str, family: str) -> dict[str, Any]:
-    """The parameters that a family's methods share: the suite's, the profile's over them."""
-    return merged(file.suite.shared.get(family, {}), file.profile(profile_name).shared.get(family, {}))
+def shared_params(file: SuiteFile, profile: Profile, method: type[Recommender]) -> dict[str, Any]:
+    """What the method takes from its family's shared parameters: the suite's, the profile's over them.
+
+    A family's methods need not have the same parameters; each takes those that it has, and
+    :func:`make_plan` refuses one that none of them has.
+    """
+    shared = merged(file.suite.shared.get(method.family, {}), profile.shared.get(method.family, {}))
+    return {name: value for name, value in shared.items() if name in method.FitParams.model_fields}
+
+
+def _check_shared(file: SuiteFile, profile_name: str, entries: Sequence[_Entry]) -> None:
+    """Refuse shared parameters that no method of the suite takes."""
+    fields: dict[str, set[str]] = {}
+    for entry in entries:
+        fields.setdefault(entry.method.family, set()).update(entry.method.FitParams.model_fields)
+    places: tuple[tuple[Location, Mapping[str, Mapping[str, Any]]], ...] = (
+        (("shared",), file.suite.shared),
+        (("profiles", profile_name, "shared"), file.profile(profile_name).shared),
+    )
+    for where, shared in places:
+        for family, params in shared.items():
+            if family not in fields:
+                raise file.error((*where, family), str(UnknownNameError("family of methods", family, fields)))
+            for name in params:
+                if name not in fields[family]:
+                    raise file.error((*where, family, name), str(UnknownNameError("field", name, fields[family])))
 
 
 def _check_stages(
@@ -442,9 +466,7 @@ class _Builder:
     def _required_fit(self, spec: FitSpec, asker: str) -> FitCell:
         """A model that another builds on; of another method, it has the suite's shared parameters too."""
         method = RECOMMENDERS.get(spec.method)
-        shared = {} if spec.method == asker else merged(
-            self.file.suite.shared.get(method.family, {}), self.profile.shared.get(method.family, {})
-        )
+        shared = {} if spec.method == asker else shared_params(self.file, self.profile, method)
         params = self._validated(method.FitParams, merged(shared, spec.params), f"required {spec.method}")
         return self.fit(spec.method, params, spec.stage, spec.method)
 

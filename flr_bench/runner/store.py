@@ -53,12 +53,19 @@ def ensure_writable(folder: Path, what: str, option: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file and rename it: readers see the old or the new content."""
+    """Write JSON through a temporary file and rename it: readers see the old or the new content.
+
+    Raises:
+        FlrBenchError: it cannot be written; the system's error is its cause.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FlrBenchError(f"cannot write {path}: {reason}; mend that and run again, finished cells are kept") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -124,7 +124,7 @@ class Workshop:
     def _failed(self, cell: Cell, error: Exception) -> Event:
         line, text = describe_error(error), "".join(traceback.format_exception(error))
         values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error)}
-        with contextlib.suppress(OSError):  # a full disk may be the failure; the event still tells
+        with contextlib.suppress(OSError, FlrBenchError):  # a full disk may be the failure; the event still tells
             self.store.write_failure(cell, line, text)
         return Event("failed", cell.hash, cell.label, values)
 
