@@ -50,14 +50,14 @@ class BackboneParams(Params):
     layers: int = Field(3, ge=1, description="decoder layers of the scratch model")
     heads: int = Field(4, ge=1, description="attention heads of the scratch model")
     vocabulary: int = Field(4096, ge=BYTES + 2, description="tokens of the scratch tokenizer, at most")
-    epochs: int = Field(8, ge=0, description="passes over the users' title sequences; 0 leaves random weights")
+    epochs: int = Field(5, ge=0, description="passes over the users' title sequences; 0 leaves random weights")
     learning_rate: float = Field(
         4e-3,
         gt=0,
         description="peak learning rate of pretraining (AdamW, cosine)",
         json_schema_extra={"search": {"low": 1e-3, "high": 1e-2, "log": True}},
     )
-    weight_decay: float = Field(0.05, ge=0, description="decoupled weight decay on matrices")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay on matrices")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")
     batch_tokens: int = Field(1024, ge=16, description="tokens per pretraining step, padding included")
     window_items: int = Field(21, ge=2, description="titles per pretraining window, at most")
