@@ -120,9 +120,6 @@ class LatentGrpoParams(Params):
         json_schema_extra={"search": {"low": 1e-5, "high": 1e-3, "log": True}},
     )
     batch_size: int = Field(default=32, ge=1, description="prompts per update; 32 in LatentR3 [C]")
-    prompts: int | None = Field(
-        default=2000, ge=1, description="seeded choice of so many training examples as prompts; null: all"
-    )
     warmup: float = Field(default=0.1, ge=0, le=1, description="share of the updates with rising learning rate")
     max_gradient_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is cut to this")
     validations: int = Field(default=4, ge=1, le=100, description="validations per epoch; the last is at its end")

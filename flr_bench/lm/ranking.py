@@ -58,7 +58,12 @@ class LanguageModelRankParams(Params):
         json_schema_extra={"search": {"choices": ["plain", "length_normalised", "d3"]}},
     )
     search: Literal["beam", "exact"] = Field(default="beam", description="beam search, or best-first with a proof")
-    beams: int = Field(default=10, ge=1, le=1000, description="beams; at least k are used")
+    beams: int = Field(
+        default=20,
+        ge=1,
+        le=1000,
+        description="beams; at least k are used. Publications have 10 [C], which misses items of the true top 10",
+    )
     exact_budget: int | None = Field(
         default=2048, ge=1, description="nodes that an exact search expands per example at most; null: no limit"
     )

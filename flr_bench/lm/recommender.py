@@ -392,7 +392,7 @@ class _Fitting:
         model.reasoner.to(dtype)
         job = GrpoJob(
             params=params,
-            data=self._prompts(params.prompts),
+            data=self.train,
             valid=self.valid,
             watch=self._watch(),
             budget=self.context.budget,
@@ -412,8 +412,9 @@ class _Fitting:
         model.reasoner.to(torch.float32)
         return log
 
-    def _prompts(self, count: int | None) -> TargetExamples:
-        if count is None or count >= len(self.data.train):
+    def _choice(self, count: int) -> TargetExamples:
+        """A seeded choice of training examples."""
+        if count >= len(self.data.train):
             return self.train
         rows = np.random.default_rng([self.context.seed, 5]).permutation(len(self.data.train))[:count]
         return self.book.targets(self.data.train.take(np.sort(rows)))[0]
@@ -493,7 +494,7 @@ class _Fitting:
         if not model.reasoner.num_thoughts:
             return None
         total, square, count = None, 0.0, 0
-        data = self._prompts(MEAN_THOUGHT_PROMPTS)
+        data = self._choice(MEAN_THOUGHT_PROMPTS)
         model.eval()
         with torch.inference_mode(), model.autocast():
             for batch in data.batches(np.arange(len(data)), self.params.micro_batch_tokens, model.device):

@@ -52,7 +52,6 @@ TINY: Mapping[str, Any] = {
     "embedding_size": 16,
     "n_layers": 1,
     "batch_size": 32,
-    "prompts": 24,
     "group": 4,
     "group_size": 4,
 }

@@ -15,7 +15,7 @@ from flr_bench.lm.ranking import LanguageModelRankParams
 from flr_bench.testing.harness import make_examples, shared_harness, small_split, tiny_params
 
 FIT = {"learning_rate": 3e-3, "batch_size": 32}
-RL = {"group_size": 4, "prompts": 24, "learning_rate": 1e-3, "batch_size": 8, "validations": 2}
+RL = {"group_size": 4, "learning_rate": 1e-3, "batch_size": 8, "validations": 2}
 
 
 def spec(method: str, stage: str, **params: object) -> FitSpec:
@@ -204,7 +204,7 @@ def test_reciprocal_rank_reward_and_every_rl_row():
         {"noise_on": "factors"},
         {"weights_dtype": "bfloat16"},
     ):
-        report = fitted("flr", "rl", rl={**change, "prompts": 8, "validations": 1}).report
+        report = fitted("flr", "rl", rl={**change, "validations": 1}).report
         assert np.isfinite(report.measurements["nll_valid_after"]), change
         if "reward" in change:
             assert 0 <= report.measurements["reward_valid_after"] <= 1
