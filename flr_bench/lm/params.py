@@ -121,7 +121,7 @@ class LatentGrpoParams(Params):
     )
     batch_size: int = Field(default=32, ge=1, description="prompts per update; 32 in LatentR3 [C]")
     prompts: int | None = Field(
-        default=2000, ge=1, description="seeded choice of so many training examples as prompts; null: all"
+        default=None, ge=1, description="seeded choice of so many training examples as prompts; null: all"
     )
     warmup: float = Field(default=0.1, ge=0, le=1, description="share of the updates with rising learning rate")
     max_gradient_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is cut to this")
