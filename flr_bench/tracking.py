@@ -23,8 +23,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
-CELL_TAG = "flr.cell"
-KIND_TAG = "flr.kind"
+CELL_TAG = "cell"
+KIND_TAG = "kind"
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 ARTIFACTS = ("cell.json", "metrics.json", "environment.json", "log.txt")
@@ -138,7 +138,7 @@ class Tracker:
     def _mirrored(self, experiment: str) -> set[str]:
         """Hashes with a finished run; unfinished runs of cells are removed on the way."""
         done: set[str] = set()
-        for run in self._runs(experiment, f"tags.`{CELL_TAG}` != ''"):
+        for run in self._runs(experiment, f"tags.{CELL_TAG} != ''"):
             if run.info.status == "FINISHED":
                 done.add(run.data.tags[CELL_TAG])
             elif run.info.status == "RUNNING":
@@ -155,14 +155,14 @@ class Tracker:
                 return
 
     def _synced_parent(self, experiment: str, suite: _Suite) -> str:
-        query = f"tags.`{KIND_TAG}` = 'suite' and tags.`flr.origin` = 'sync' and tags.profile = '{suite.profile}'"
+        query = f"tags.{KIND_TAG} = 'suite' and tags.origin = 'sync' and tags.profile = '{suite.profile}'"
         for run in self._runs(experiment, query):
             return str(run.info.run_id)
         return self._start_parent(suite, "sync")
 
     def _start_parent(self, suite: _Suite, origin: str) -> str:
         self._connect()
-        tags = {**suite.tags(), KIND_TAG: "suite", "flr.origin": origin, NAME_TAG: f"{suite.version} {suite.profile}"}
+        tags = {**suite.tags(), KIND_TAG: "suite", "origin": origin, NAME_TAG: f"{suite.version} {suite.profile}"}
         run = self._create(self._experiment(suite), tags, None)
         self._log(run, {}, _flat(suite.settings), {})
         return run
@@ -259,6 +259,7 @@ def _quieten() -> None:
         "DO_NOT_TRACK": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):

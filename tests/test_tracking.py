@@ -84,7 +84,7 @@ def test_a_run_and_sync_on_sqlite(store: Path, tmp_path: Path) -> None:
     # The synchronisation adds what is missing, and only that.
     assert Tracker(None, mlruns, said.append).sync(store) == len(cells) - 1
     assert Tracker(None, mlruns, said.append).sync(store) == 0
-    runs = client.search_runs([experiment], f"tags.`{CELL_TAG}` != '' and status = 'FINISHED'")
+    runs = client.search_runs([experiment], f"tags.{CELL_TAG} != '' and status = 'FINISHED'")
     assert sorted(run.data.tags[CELL_TAG] for run in runs) == [cell.name for cell in cells]
     curve = next(r for r in runs if r.data.tags[CELL_TAG] == fit)
     points = client.get_metric_history(curve.info.run_id, "epoch/nll_valid")

@@ -68,7 +68,7 @@ class Row:
     @property
     def is_control(self) -> bool:
         """Controls and untuned models stand beside the methods, not in competition with them."""
-        return self.control is not None or "untuned" in self.stages
+        return self.control is not None or self.stages[-1:] == ("untuned",)
 
     @property
     def trained_label(self) -> str:

@@ -55,6 +55,7 @@ def write_tables(store_root: Path, results: Path, suites: list[str] | None, prof
     written: list[Path] = []
     for view in store.suites(suites, profile):
         folder = results / view.name / view.profile
+        _make(folder)
         files = _render(view)
         files["manifest.json"] = _manifest(view, files)
         written += [_write(folder / name, content) for name, content in sorted(files.items())]
@@ -220,14 +221,23 @@ def _write(path: Path, content: bytes) -> Path:
     """Write atomically: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ResultsFolderError(
-            f"cannot write {path}: {error.strerror or error}; name a writable folder with --results"
-        ) from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def _make(folder: Path) -> None:
+    """Make the folder before anything is drawn, so that an unwritable place is told at once."""
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ResultsFolderError:
+    return ResultsFolderError(f"cannot write {path}: {error.strerror or error}; name a writable folder with --results")
