@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import struct
+import subprocess
 import sys
 import tempfile
 import zipfile
