@@ -221,7 +221,9 @@ def plan(
 
 @app.command()
 def tables(
-    suite: Annotated[list[str] | None, typer.Option("--suite", help="Suites to write; all in the store if none.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option("--suite", help="Suites to write; all in the store if none.")
+    ] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="One profile; all if none.")] = None,
     runs: Runs = RUNS,
     results: Results = RESULTS,
@@ -239,7 +241,9 @@ def tables(
 @app.command()
 def ui(
     mlruns: Mlruns = MLRUNS,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where to listen, on this machine only.")] = 5000,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Where to listen, on this machine only.")
+    ] = 5000,
 ) -> None:
     """Start MLflow's UI on the right store; Ctrl-C ends it."""
     import subprocess
@@ -326,8 +330,9 @@ def check(
     from flr_bench.testing.check import check as check_method
 
     report = check_method(target)
-    typer.echo(str(report))
-    raise typer.Exit(0 if report.passed else 1)
+    for line in report.lines():
+        typer.echo(line)
+    raise typer.Exit(0 if report.ok else 1)
 
 
 @track_app.command("sync")

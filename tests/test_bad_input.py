@@ -59,7 +59,9 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
     return lines[0]
 
 
-def run_with(cwd: Path, old: str = "", new: str = "", *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+def run_with(
+    cwd: Path, old: str = "", new: str = "", *arguments: str, **extra: str
+) -> subprocess.CompletedProcess[str]:
     assert old in SUITE
     (cwd / "tiny.yaml").write_text(SUITE.replace(old, new) if old else SUITE)
     return flr_bench(cwd, "run", "--suite", "tiny.yaml", "--no-track", *arguments, **extra)
@@ -88,7 +90,11 @@ def test_unknown_names(tmp_path: Path, arguments: list[str], expected: str) -> N
     ("old", "new", "expected"),
     [
         ("fake_counts", "fake_cuonts", "tiny.yaml:7: recommenders[0].name: unknown method 'fake_cuonts': did you mean"),
-        ("noise: 0.5", "nois: 0.5", "tiny.yaml:8: recommenders[1].params.nois: unknown field 'nois': did you mean noise"),
+        (
+            "noise: 0.5",
+            "nois: 0.5",
+            "tiny.yaml:8: recommenders[1].params.nois: unknown field 'nois': did you mean noise",
+        ),
         ("noise: 0.5", "noise: much", "tiny.yaml:8: recommenders[1].params.noise: input should be a valid number"),
         ("[fake-data]", "[fake-date]", "tiny.yaml:2: data[0]: unknown data set 'fake-date': did you mean fake-data"),
         ("k: [1, 3]", "k: [1, 3, 16]", "tiny.yaml:4: k: 16 exceeds the catalog of fake-data: 15 items"),

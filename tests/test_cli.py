@@ -100,9 +100,7 @@ def test_run_plan_tables_and_a_second_run(tmp_path: Path, suite: Path) -> None:
 
 def test_json_output_and_folders_from_the_environment(tmp_path: Path, suite: Path) -> None:
     folders = {f"FLR_BENCH_{name}": str(tmp_path / "x" / name) for name in ("RUNS", "CACHE", "MLRUNS", "RESULTS")}
-    done = flr_bench(
-        tmp_path, "run", "--suite", str(suite), "--no-track", "--json", "--only", "fake_counts", **folders
-    )
+    done = flr_bench(tmp_path, "run", "--suite", str(suite), "--no-track", "--json", "--only", "fake_counts", **folders)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events if event["event"] != "progress"] == [
         "started", "done", "started", "done", "finished",

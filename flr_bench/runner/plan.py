@@ -36,7 +36,7 @@ class Row:
         label: ``method · stages · decoding``, unique within the suite.
         entry: the suite's entry that it comes from.
         method, family: the registered recommender.
-        stages: the stages behind the model, the last one ranked.
+        stages: the method's stages behind the ranked model, first to last.
         decoding: the rank parameter of that name, if the entry lists decodings.
         stochastic: whether the seed matters.
         cells: by data key and seed.
@@ -349,32 +349,28 @@ def _check_stages(
         if stage not in method.stages:
             unknown = UnknownNameError(f"stage of {spec.name}", stage, method.stages)
             raise file.error((*where, "stages", index), str(unknown))
-    for index, stage in enumerate(spec.rows_at or ()):
-        if stage not in stages:
-            unknown = UnknownNameError("listed stage", stage, stages)
-            raise file.error((*where, "rows_at", index), str(unknown))
 
 
 def _rows(
     entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ...], data: Sequence[DataRef]
 ) -> list[Row]:
-    """The rows of one entry: a prefix of its stages times a decoding."""
+    """The rows of one entry: its stages times its decodings."""
     method, spec = entry.method, entry.spec
     fingerprints: dict[str, str] = {}
-    endings = spec.rows_at or entry.stages
     used = seeds if method.stochastic else (0,)
+    places = {
+        (ref.key, seed): _Builder(file, profile, ref, seed, entry.where, spec.label or spec.name, fingerprints)
+        for ref in data
+        for seed in used
+    }
+    alone = len(entry.stages) * len(entry.rank_params) == 1
     rows = []
-    for ending in endings:
-        stages = entry.stages[: entry.stages.index(ending) + 1]
+    for stage in entry.stages:
+        fits = {place: builder.fit(spec.name, entry.params, stage) for place, builder in places.items()}
+        stages = tuple(fit.stage for fit in _chain(next(iter(fits.values()))))
         for decoding, rank_params in entry.rank_params.items():
-            label = _label(entry, stages, decoding, alone=len(endings) * len(entry.rank_params) == 1)
-            cells = {
-                (ref.key, seed): _Builder(
-                    file, profile, ref, seed, entry.where, label, spec.label or spec.name, fingerprints
-                ).rank(spec.name, entry.params, ending, rank_params)
-                for ref in data
-                for seed in used
-            }
+            label = _label(entry, stages, decoding, alone=alone)
+            cells = {place: places[place].rank(fit, rank_params, label) for place, fit in fits.items()}
             rows.append(Row(label, spec, spec.name, method.family, stages, decoding, method.stochastic, cells))
     return rows
 
@@ -393,36 +389,35 @@ def _label(entry: _Entry, stages: Sequence[str], decoding: str | None, *, alone:
 
 @dataclass(frozen=True, eq=False)
 class _Builder:
-    """Builds the cells of one row for one data set and seed."""
+    """Builds an entry's cells for one data set and seed."""
 
     file: SuiteFile
     profile: Profile
     data: DataRef
     seed: int
     where: Location
-    row: str
     entry: str
     fingerprints: dict[str, str]
 
-    def rank(self, name: str, params: Params, stage: str, rank_params: Params) -> RankCell:
-        """The row's cell and, through it, all that it builds on."""
-        method = RECOMMENDERS.get(name)
+    def rank(self, fit: FitCell, rank_params: Params, row: str) -> RankCell:
+        """The row's cell: a ranking by ``fit``'s model, and what it requires besides."""
+        method = RECOMMENDERS.get(fit.method)
         return RankCell(
-            label=f"rank {self.row} · {self.data.key} · seed {self.seed}",
-            requires=self._resolve(method.rank_requires(rank_params), name),
-            fit=self.fit(name, params, stage, self.entry),
+            label=f"rank {row} · {self.data.key} · seed {self.seed}",
+            requires=self._resolve(method.rank_requires(rank_params), fit.method),
+            fit=fit,
             params=rank_params.model_dump(mode="json"),
             test_examples=self.profile.test_examples,
             ks=self.file.suite.k,
         )
 
-    def fit(self, name: str, params: Params, stage: str, shown: str) -> FitCell:
+    def fit(self, name: str, params: Params, stage: str, shown: str | None = None) -> FitCell:
         """The cell of one stage and, through it, of those it builds on."""
         method = RECOMMENDERS.get(name)
         budget = self._budget(name, stage)
         seed = self.seed if method.stochastic else 0
         return FitCell(
-            label=f"fit {shown} · {stage} · {self.data.key} · seed {seed}",
+            label=f"fit {shown or self.entry} · {stage} · {self.data.key} · seed {seed}",
             requires=self._resolve(method.requires(params, stage), name),
             data=self.data,
             examples=ExampleSettings(
@@ -525,5 +520,3 @@ def refuse_missing(cells: Sequence[Cell]) -> None:
     if cells:
         names = "; ".join(f"{cell.hash} ({cell.label})" for cell in cells)
         raise FlrBenchError(f"{len(cells)} cells are missing, no tables written: {names}")
-
-

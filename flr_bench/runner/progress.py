@@ -93,7 +93,7 @@ class PlainDisplay(Display):
         """Print a line where there is something to say."""
         text = self._text(event)
         if text is not None:
-            print(f"[{self._ended}/{self._total}] {event.label}: {text}", file=self._stream, flush=True)  # noqa: T201 - showing lines is this class's purpose
+            print(f"[{self._ended}/{self._total}] {event.label}: {text}", file=self._stream, flush=True)
 
     def _text(self, event: Event) -> str | None:
         if event.kind == "started":

@@ -65,7 +65,9 @@ def write_json(path: Path, value: Any) -> None:
         temporary.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise FlrBenchError(f"cannot write {path}: {reason}; mend that and run again, finished cells are kept") from error
+        raise FlrBenchError(
+            f"cannot write {path}: {reason}; mend that and run again, finished cells are kept"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -54,8 +54,7 @@ class RecommenderEntry(Params):
     name: str = Field(description="a registered method")
     label: str | None = Field(None, description="name in tables, if not the method's")
     params: dict[str, Any] = Field({}, description="fit parameters, over the shared ones")
-    stages: tuple[str, ...] | None = Field(None, min_length=1, description="trained one on the other; last by default")
-    rows_at: tuple[str, ...] | None = Field(None, min_length=1, description="stages after which to rank; all by default")
+    stages: tuple[str, ...] | None = Field(None, min_length=1, description="which to rank; the last by default")
     decodings: tuple[str, ...] | None = Field(None, min_length=1, description="values of the rank parameter 'decoding'")
     rank: dict[str, Any] = Field({}, description="further rank parameters")
     control: str | None = Field(None, description="set for rows that are controls: which one")
@@ -259,8 +258,7 @@ def _values(node: yaml.Node, where: Location, lines: dict[Location, int], path: 
             place = (*where, key)
             if key in out:
                 raise UsageError(
-                    f"{path}:{key_node.start_mark.line + 1}: {dotted(place)}: given twice, "
-                    f"first on line {lines[place]}"
+                    f"{path}:{key_node.start_mark.line + 1}: {dotted(place)}: given twice, first on line {lines[place]}"
                 )
             lines[place] = key_node.start_mark.line + 1
             out[key] = _values(value_node, place, lines, path)
@@ -279,11 +277,11 @@ def _scalar(node: yaml.Node, path: Path) -> Any:
         return float(node.value)  # YAML 1.1 reads 1e-4 as text
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{path}:{line}: cannot read '{node.value}': {getattr(error, 'problem', error)}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def plain_location(error: ValidationError) -> Location:

@@ -27,8 +27,8 @@ from flr_bench.interface import (
     FitReport,
     Progress,
     RankContext,
-    Ranking,
     RankFn,
+    Ranking,
     Recommender,
     Split,
 )

@@ -142,6 +142,7 @@ class FakeLlm(Recommender):
 
     @classmethod
     def load(cls, folder: Path, inputs: Mapping[str, Path], device: str = "cpu") -> Self:
+        del inputs, device
         made = cls(cls.FitParams())
         made.scores = np.array(json.loads((folder / "scores.json").read_text()))
         return made
@@ -157,10 +158,9 @@ class FakeCounts(FakeLlm):
 
     @classmethod
     def stage_params(cls, params: Any, stage: str) -> Mapping[str, Any]:
-        return {**params.model_dump(mode="json"), "noise": 0.0}
+        return {**super().stage_params(params, stage), "noise": 0.0}
 
     @classmethod
     def requires(cls, params: Any, stage: str) -> Mapping[str, CellSpec]:
+        del params, stage
         return {}
-
-

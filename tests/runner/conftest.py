@@ -23,7 +23,7 @@ shared:
 recommenders:
   - {name: fake_counts}
   - {name: fake_llm, stages: [sft, rl], decodings: [plain, d3]}
-  - {name: fake_llm, label: reward b, params: {reward: b}, stages: [sft, rl], rows_at: [rl], control: reward_b}
+  - {name: fake_llm, label: reward b, params: {reward: b}, stages: [rl], control: reward_b}
 contrasts:
   - {of: fake_llm · sft+rl · d3, against: fake_counts}
 profiles:
@@ -52,6 +52,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def write_suite(tmp_path: Path, fakes: None) -> Callable[..., Path]:
     """Writes the fake suite with replacements ``old=new`` and returns its path."""
+
+    assert fakes is None
 
     def write(*replacements: tuple[str, str]) -> Path:
         text = SUITE

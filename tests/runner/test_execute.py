@@ -37,6 +37,7 @@ class Watcher:
         self.calls: list[str] = []
 
     def start_suite(self, record: Mapping[str, Any]) -> None:
+        assert record["name"] == "fake"
         self.calls.append("start")
 
     def cell_done(self, folder: Path) -> None:
@@ -44,6 +45,7 @@ class Watcher:
         self.calls.append("done")
 
     def cell_failed(self, record: Mapping[str, Any]) -> None:
+        assert record["traceback"]
         self.calls.append("failed")
 
     def finish(self, status: str) -> None:
@@ -58,7 +60,7 @@ def go(
     suite: Path, root: Path, *, mode: Mode = "missing", workers: int = 1, observers: tuple[Observer, ...] = ()
 ) -> tuple[Session, list[Event]]:
     recorder = Recorder()
-    frontend = Frontend(display=lambda total: recorder, observers=lambda: observers)
+    frontend = Frontend(display=lambda _: recorder, observers=lambda: observers)
     session = run(Request(str(suite), "cpu"), folders(root), mode, workers, frontend)
     return session, recorder.events
 
