@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flr_bench.interface import Params
 from flr_bench.lm.params import SingleLatentOptions
@@ -54,6 +54,25 @@ class FactorOptions(SingleLatentOptions):
     sparsity_on: Literal["gate", "attention"] = Field(
         default="gate", description="entropy of the gate, or of the attention maps [I]"
     )
+    penalty_warmup: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of the updates over which penalties rise linearly to their weight: at the start only they "
+        "would move the factors [I]",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        fields = FactorOptions.model_fields
+        changed = {name for name in FactorOptions.__annotations__ if getattr(self, name) != fields[name].default}
+        if self.steps == 0 and changed - {"steps", "factors"}:
+            raise ValueError(f"{min(changed - {'steps', 'factors'})} has no meaning with steps: 0; leave it out")
+        if self.gate == "uniform" and "gate_temperature" in changed:
+            raise ValueError("gate_temperature has no meaning with gate: uniform; leave it out")
+        if self.steps == 1 and "share_steps" in changed:
+            raise ValueError("share_steps has no meaning with steps: 1; leave it out")
+        return self
 
 
 class PenaltyWeights(Params):

@@ -60,3 +60,8 @@ class FLR(LanguageModelRecommender):
         """The weights of ``params``, at ``rl`` those of ``params.rl``."""
         source: Any = params.rl if stage == "rl" else params
         return {name: getattr(source, name) for name in PenaltyWeights.model_fields}
+
+    @classmethod
+    def penalty_warmup(cls, params: FlrParams) -> float:
+        """As in ``params``."""
+        return params.penalty_warmup

@@ -186,8 +186,8 @@ class LengthNormalised(Decoding):
         return plain if search == "beam" else replace(plain, length_penalty=settings.length_penalty)
 
     def score(self, candidates: Candidates, settings: DecodingSettings) -> Floats:
-        """Log p(title) / length**λ - log m."""
-        return candidates.log_p / candidates.lengths.astype(np.float64) ** settings.length_penalty - candidates.log_m
+        """(Log p(title) - log m) / length**λ: the item's own probability is what is normalised."""
+        return (candidates.log_p - candidates.log_m) / candidates.lengths.astype(np.float64) ** settings.length_penalty
 
 
 @DECODINGS.register("d3")
@@ -356,8 +356,8 @@ def choose_alpha(quality: Callable[[float], float], grid: Sequence[float] = ALPH
     """Choose alpha of ``d3`` on valid examples.
 
     The candidates come from one search, the language model's beams joined by the assistant's own
-    best titles (:func:`expert_pool`), and are ranked anew at each alpha; at 0 and at 1 that is each
-    expert's own ranking.
+    best titles (:func:`expert_pool`), and are ranked anew at each alpha; at 0 that is the
+    assistant's own ranking, at 1 the model's over the joined pool, a little more than its beams find.
 
     Args:
         quality: the watched metric on valid at a given alpha, higher is better.

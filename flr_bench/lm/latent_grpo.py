@@ -104,13 +104,23 @@ def advantages(rewards: Tensor, kind: AdvantageKind | None, *, scope: int, noise
     return torch.cat(parts)
 
 
-def shuffled_signs(advantage: Tensor, generator: torch.Generator, *, scope: int) -> Tensor:
-    """The same magnitudes with the signs permuted among the members within each scope, ``[N, G]``."""
+def shuffled_signs(
+    advantage: Tensor, generator: torch.Generator, *, scope: int, noise_free_counts: bool = True
+) -> Tensor:
+    """The same magnitudes with the signs permuted among the members that count within each scope, ``[N, G]``.
+
+    An advantage of 0 has no sign and takes no part; neither does the noise-free member where it does not count.
+    """
     parts = []
     for start in range(0, len(advantage), scope):
-        part = advantage[start : start + scope]
-        order = torch.randperm(part.numel(), generator=generator).to(part.device)
-        parts.append(part.abs() * part.sign().flatten()[order].view_as(part))
+        part = advantage[start : start + scope].clone()
+        counted = part != 0
+        if not noise_free_counts:
+            counted[:, 0] = False
+        kept = part[counted]
+        order = torch.randperm(len(kept), generator=generator).to(part.device)
+        part[counted] = kept.abs() * kept.sign()[order]
+        parts.append(part)
     return torch.cat(parts)
 
 
@@ -246,8 +256,7 @@ class LatentGrpo:
         batches = -(-len(data) // params.batch_size)
         total = batches * self.job.budget.epochs * params.inner_iterations
         updater = Updater(
-            self.model.reasoner.parameters(),
-            learning_rate=params.learning_rate,
+            [(self.model.reasoner.parameters(), params.learning_rate)],
             weight_decay=0.0,
             warmup=round(params.warmup * total),
             total=total,
@@ -355,10 +364,18 @@ class LatentGrpo:
         unit[:, 0] = 0
         for part in passes:
             part.noise = (unit[part.places.cpu()].to(rms.device) * sigma).to(part.mean.dtype)
+        thoughts = torch.cat([part.thought.tokens.detach().double().flatten() for part in passes])
+        added = float(sigma) if self.params.noise_on == "thought" else self._added_to_thought(passes)
         return sigma, {
-            "noise_over_thought": float(sigma / rms.clamp_min(EPSILON)),
-            "noise_over_embeddings": float(sigma) / max(self._embedding_rms, EPSILON),
+            "noise_over_thought": added / max(float(thoughts.square().mean().sqrt()), EPSILON),
+            "noise_over_embeddings": added / max(self._embedding_rms, EPSILON),
         }
+
+    @torch.no_grad()
+    def _added_to_thought(self, passes: list[_Pass]) -> float:
+        """Root mean square of what noise on the factors adds to the thought, over the noisy members."""
+        moved = [self._members(part)[:, 1:] - part.thought.tokens[:, None] for part in passes]
+        return float(torch.cat([move.double().flatten() for move in moved]).square().mean().sqrt())
 
     def _members(self, part: _Pass) -> Tensor:
         """Thought tokens of the group, ``[b, G, T, d]``; the gradient flows unless scores are used."""
@@ -389,7 +406,7 @@ class LatentGrpo:
         kind = self.params.advantage_kind
         advantage = advantages(rewards, kind, scope=scope, noise_free_counts=not self.scores)
         if self.params.baseline == "shuffled":
-            advantage = shuffled_signs(advantage, self.shuffle, scope=scope)
+            advantage = shuffled_signs(advantage, self.shuffle, scope=scope, noise_free_counts=not self.scores)
         return advantage
 
     def _reward_figures(self, rewards: Tensor, advantage: Tensor) -> dict[str, float]:

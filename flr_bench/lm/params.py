@@ -36,6 +36,12 @@ class SingleLatentOptions(Params):
         default=1000.0, gt=1, description="base of the rotary positions in the initial attention; 1000 in LatentR3 [C]"
     )
 
+    @model_validator(mode="after")
+    def _rotary_needs_attention(self) -> Self:
+        if self.initial_thought != "attention" and self.rotary_base != 1000.0:
+            raise ValueError("rotary_base is for initial_thought: attention; leave it out otherwise")
+        return self
+
 
 class SftParams(Params):
     """Choices of the supervised stage; the published stage takes 3e-4, batch 128, 20 warm-up updates [C]."""
@@ -53,13 +59,6 @@ class SftParams(Params):
     )
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's weight decay, on matrices")
     warmup: int = Field(default=20, ge=0, description="updates with rising step; 20 in LatentR3 [C]")
-    penalty_warmup: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="share of the updates over which penalties rise linearly to their weight: at the start only they "
-        "would move the factors [I]",
-    )
     max_gradient_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is cut to this")
 
 
@@ -134,6 +133,10 @@ class LatentGrpoParams(Params):
             raise ValueError("shuffle_of is for baseline: shuffled; leave it out otherwise")
         if self.noise_absolute is not None and self.noise_scale != type(self).model_fields["noise_scale"].default:
             raise ValueError("give noise_scale or noise_absolute, not both")
+        if self.reward != "reciprocal_rank" and self.reward_beams != 10:
+            raise ValueError("reward_beams is for reward: reciprocal_rank; leave it out otherwise")
+        if self.advantage_kind in ("group_mean", None) and self.advantage_scope != "batch":
+            raise ValueError("advantage_scope is for baselines over a batch; leave it out for group_mean and none")
         return self
 
     @property

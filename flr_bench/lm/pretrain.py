@@ -1,7 +1,7 @@
 """Prepares the backbone: plain language-model training for the one from scratch, a copy for all others.
 
 The scratch backbone stands in for a public checkpoint where there is no network: made once per data
-set and split, on the training interactions only, and shared by every LLM method and seed.  It reads
+set and split, on training interactions only, and shared by every LLM method and seed.  It reads
 users' title sequences, one title a line, exactly as the prompt template ``titles@1`` writes them.
 """
 
@@ -210,7 +210,7 @@ def pretrain(
         The curves ``loss`` and ``nll_valid``.
     """
     tokenized = TokenizedCatalog.build(data.catalog, backbone.tokenizer, "titles@1")
-    sequences = TitleSequences.build(data.interactions, tokenized)
+    sequences = TitleSequences.build(_earliest(data.interactions, params.share), tokenized)
     rng = np.random.default_rng([params.seed, len(sequences.starts)])
     optimiser = _optimiser(backbone.model, params)
     curves: dict[str, list[tuple[float, float]]] = {"loss": [], "nll_valid": []}
@@ -231,6 +231,12 @@ def pretrain(
         if len(data.valid):
             curves["nll_valid"].append((float(epoch), target_nll(backbone, data, tokenized)))
     return curves
+
+
+def _earliest(interactions: Interactions, share: float) -> Interactions:
+    """The first ``share`` of the interactions in the order of time, at least one."""
+    count = max(1, round(share * len(interactions)))
+    return Interactions(interactions.users[:count], interactions.items[:count], interactions.timestamps[:count])
 
 
 def target_nll(backbone: Backbone, data: Split, tokenized: TokenizedCatalog) -> float:

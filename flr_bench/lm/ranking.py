@@ -338,7 +338,9 @@ class _Search:
         if params.search == "beam":
             return beam_search(model, prompts, thoughts, trie, k=self.k, beams=params.beams, path_score=guide)
         budget = params.exact_budget
-        return exact_search(model, prompts, thoughts, trie, k=self.k, path_score=guide, budget=budget)
+        return exact_search(
+            model, prompts, thoughts, trie, k=self.k, path_score=guide, budget=budget, beams=params.beams
+        )
 
     def _thoughts(self, prompts: EncodedPrompts, batch: TargetBatch) -> Tensor | None:
         """Thought tokens ``[B, T, d]`` under the control, ``None`` without thoughts."""

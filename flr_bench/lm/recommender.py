@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flr_bench.errors import DamagedFileError, DataError, UsageError
 from flr_bench.interface import (
@@ -53,7 +53,7 @@ DIAGNOSED_EXAMPLES = 128
 #: Curves of the reinforcement stage whose means stand in the report's measurements.
 AVERAGED_CURVES = ("between_prompt_share", "advantage_norm", "noise_over_thought", "noise_over_embeddings")
 #: Parameters that a stage does not depend on, so that its cells are shared.
-TRAINING_FIELDS = {*SftParams.model_fields, "tune", "lora_rank"}
+TRAINING_FIELDS = {*SftParams.model_fields, "tune", "lora_rank", "penalty_warmup", "reasoner_learning_rate"}
 
 
 class LanguageModelParams(SftParams):
@@ -75,10 +75,23 @@ class LanguageModelParams(SftParams):
         default="float32", description="passes in float32, or under bfloat16 autocast with float32 weights"
     )
 
+    @model_validator(mode="after")
+    def _rank_needs_lora(self) -> Self:
+        if self.tune != "lora" and self.lora_rank != 16:
+            raise ValueError("lora_rank is for tune: lora; leave it out otherwise")
+        return self
+
 
 class LatentParams(LanguageModelParams):
     """Parameters of a method with a thought."""
 
+    reasoner_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="AdamW's largest step for the reasoner, which starts from random weights; null: learning_rate [C]",
+        json_schema_extra={"search": {"low": 3e-4, "high": 1e-2, "log": True}},
+    )
     rl: LatentGrpoParams = Field(default=LatentGrpoParams(), description="the reinforcement stage")
 
 
@@ -123,6 +136,11 @@ class LanguageModelRecommender(Recommender):
         return {}
 
     @classmethod
+    def penalty_warmup(cls, params: Any) -> float:  # noqa: ARG003 (methods without penalties)
+        """Share of the supervised updates over which the penalties rise linearly."""
+        return 0.0
+
+    @classmethod
     def stage_params(cls, params: Any, stage: str) -> Mapping[str, Any]:
         """All parameters at ``rl``; without ``rl`` at ``sft``; without all training's at ``untuned``."""
         dumped: dict[str, Any] = params.model_dump(mode="json")
@@ -133,12 +151,14 @@ class LanguageModelRecommender(Recommender):
 
     @classmethod
     def requires(cls, params: Any, stage: str) -> Mapping[str, CellSpec]:
-        """The backbone, or at ``rl`` the supervised model."""
-        if stage == "rl":
-            given = params.model_dump(mode="json", exclude_defaults=True)
-            given.pop("rl", None)
-            return {"model": FitSpec(cls.name, given, "sft")}
-        return {"backbone": PrepareSpec("backbone", params.backbone.model_dump(mode="json", exclude_defaults=True))}
+        """The backbone; at ``rl`` the supervised model, and the backbone if that was left as it is."""
+        backbone = PrepareSpec("backbone", params.backbone.model_dump(mode="json", exclude_defaults=True))
+        if stage != "rl":
+            return {"backbone": backbone}
+        given = params.model_dump(mode="json", exclude_defaults=True)
+        given.pop("rl", None)
+        model = FitSpec(cls.name, given, "sft")
+        return {"model": model, "backbone": backbone} if params.tune == "reasoner" else {"model": model}
 
     @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:
@@ -165,6 +185,10 @@ class LanguageModelRecommender(Recommender):
         self._start(context)
         fitting = _Fitting(self, data, context)
         before = fitting.figures()
+        if context.stage == "sft" and fitting.has_thoughts:
+            # An untrained thought disturbs; what training must improve on is the backbone alone.
+            before["nll_valid_untrained_thought"] = before["nll_valid"]
+            before["nll_valid"] = fitting.nll_of_backbone()
         log = fitting.run()
         self._state.mean = fitting.mean_thought()
         after = fitting.figures()
@@ -186,7 +210,7 @@ class LanguageModelRecommender(Recommender):
     def _start(self, context: FitContext) -> None:
         """Load what the stage builds on."""
         if context.stage == "rl":
-            self._loaded = type(self).load(context.inputs["model"], {}, context.device)._state
+            self._loaded = type(self).load(context.inputs["model"], context.inputs, context.device)._state
             self._loaded.model.language_model.requires_grad_(False)
         else:
             backbone = load_backbone(context.inputs["backbone"], context.device)
@@ -370,6 +394,10 @@ class _Fitting:
             seed=self.context.seed,
             progress=self.context.progress,
             penalties=self.method.penalty_weights(self.params, "sft"),
+            penalty_warmup=self.method.penalty_warmup(self.params),
+            reasoner_learning_rate=self.params.reasoner_learning_rate
+            if isinstance(self.params, LatentParams)
+            else None,
         )
         log = train_sft(model, job)
         model.trains_backbone = False
@@ -407,7 +435,11 @@ class _Fitting:
         self.trained = {
             "reward_valid_before": log.curves["valid_reward"][0][1],
             "reward_valid_after": float(stage.evaluate(self.valid)[1].mean()),
-            **{name: float(np.mean([value for _, value in log.curves[name]])) for name in AVERAGED_CURVES},
+            **{
+                name: float(np.mean([value for _, value in log.curves[name]]))
+                for name in AVERAGED_CURVES
+                if name in log.curves
+            },
         }
         model.reasoner.to(torch.float32)
         return log
@@ -467,6 +499,21 @@ class _Fitting:
         )
         return TitleRanker(self.state.model, self.book, None).rank(examples, k, LanguageModelRankParams(), context)
 
+    @property
+    def has_thoughts(self) -> bool:
+        """Whether the reasoner makes any."""
+        return self.state.model.reasoner.num_thoughts > 0
+
+    def nll_of_backbone(self) -> float:
+        """NLL on valid of the language model without a thought."""
+        from flr_bench.lm.model import LatentModel, validation_nll
+        from flr_bench.lm.params import NoOptions
+        from flr_bench.lm.reasoner import NoReasoner
+
+        reasoner = NoReasoner(self.state.backbone.width, NoOptions(), 0)
+        plain = LatentModel(self.state.model.language_model, reasoner, precision=self.params.precision)
+        return float(validation_nll(plain.eval(), self.valid, self.params.micro_batch_tokens).mean())
+
     def figures(self) -> dict[str, float]:
         """Figures of the model as it is, on valid."""
         import torch
@@ -475,7 +522,7 @@ class _Fitting:
         found = {"nll_valid": self._nll()}
         model.eval()
         with torch.inference_mode(), model.autocast():
-            rows = np.arange(min(DIAGNOSED_EXAMPLES, len(self.valid)))
+            rows = np.unique(np.linspace(0, len(self.valid) - 1, DIAGNOSED_EXAMPLES).astype(np.int64))
             batch = self.valid.batch(rows, model.device)
             thought = model.think(model.encode(batch), batch.item_spans)
             found |= model.reasoner.diagnostics(thought) | model.reasoner.weight_figures()

@@ -18,8 +18,9 @@ A typical use, ``k`` items wanted::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -197,10 +198,10 @@ class PathScore:
     def of_titles(self, trie: ItemTrie, rows: Tensor, titles: Tensor, log_p: Tensor) -> Tensor:
         """Score of the best item of each finished title, float64; arguments as in :meth:`of_nodes`."""
         score = self.alpha * log_p.double()
-        if self.length_penalty:
-            score = score / trie.title_length[titles].double().pow(self.length_penalty)
         if self.share:
             score = score - self.alpha * trie.items_per_title[titles].double().log()
+        if self.length_penalty:
+            score = score / trie.title_length[titles].double().pow(self.length_penalty)
         if self.alpha < 1 and self.best_items is not None:
             score = score + (1 - self.alpha) * self.best_items[rows, titles].clamp_min(float(np.log(_TINY)))
         return score
@@ -268,6 +269,7 @@ def exact_search(
     k: int,
     path_score: PathScore | None = None,
     budget: int | None = 1024,
+    beams: int = 10,
 ) -> Pool:
     """The true top ``k`` of the whole catalog, by best-first expansion.
 
@@ -285,6 +287,7 @@ def exact_search(
         budget: nodes to expand per example at most; memory grows with its square.  Where it is
             spent, the example is not ``proven`` and a beam search's titles join its pool.
             ``None``: go on until all is proven.
+        beams: of the beam search that helps out where the budget is spent; at least ``k`` are used.
 
     Returns:
         The pool of ``B`` examples, with ``proven`` per example.
@@ -309,7 +312,7 @@ def exact_search(
     pool = finished.pool(proven)
     if bool(proven.all()):
         return pool
-    return _with_beams(pool, model, prompts, thoughts, trie, k, guide)
+    return _with_beams(pool, partial(beam_search, model, trie=trie, k=k, beams=beams), prompts, thoughts, guide)
 
 
 _EXACT_WIDTH = 16
@@ -317,19 +320,15 @@ _EXACT_WIDTH = 16
 
 
 def _with_beams(
-    pool: Pool,
-    model: nn.Module,
-    prompts: EncodedPrompts,
-    thoughts: Tensor | None,
-    trie: ItemTrie,
-    k: int,
-    guide: PathScore,
+    pool: Pool, search: Callable[..., Pool], prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore
 ) -> Pool:
     """Join a beam search's titles to the pools of the examples that are not proven."""
     rows = np.flatnonzero(~pool.proven)
-    index = torch.from_numpy(rows).to(trie.token.device)
+    index = torch.from_numpy(rows).to(prompts.lengths.device)
     some = None if thoughts is None else thoughts[index]
-    found = beam_search(model, prompts.rows(index), some, trie, k=k, path_score=guide.rows(index))
+    # The length bound serves proofs; beams of one depth are compared by their probability.
+    unbounded = replace(guide.rows(index), length_penalty=0.0)
+    found = search(prompts=prompts.rows(index), thoughts=some, path_score=unbounded)
     joined = pool.take(rows).merge(found)
     rest = np.flatnonzero(pool.proven)
     both = Pool.concatenate([pool.take(rest), joined])

@@ -30,6 +30,8 @@ class SftJob:
         budget: epochs and patience.
         seed: order of the examples.
         progress: where to report.
+        reasoner_learning_rate: largest step of the reasoner's weights; ``None``: that of the backbone's.
+        penalty_warmup: share of the updates over which penalties rise linearly to their weight.
     """
 
     params: SftParams
@@ -39,6 +41,8 @@ class SftJob:
     seed: int
     progress: ProgressFn
     penalties: Mapping[str, float] = field(default_factory=dict)
+    reasoner_learning_rate: float | None = None
+    penalty_warmup: float = 0.1
 
 
 def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
@@ -55,8 +59,10 @@ def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
     batches = -(-len(data) // params.batch_size)
     total = batches * job.budget.epochs
     updater = Updater(
-        model.parameters(),
-        learning_rate=params.learning_rate,
+        [
+            (model.language_model.parameters(), params.learning_rate),
+            (model.reasoner.parameters(), job.reasoner_learning_rate or params.learning_rate),
+        ],
         weight_decay=params.weight_decay,
         warmup=min(params.warmup, total // 2),
         total=total,
@@ -65,7 +71,7 @@ def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
     best = BestEpoch(updater.parameters, job.watch, job.budget.patience)
     report = Reporter(job.budget, job.progress, batches)
     generator = np.random.default_rng([job.seed, 1])
-    rise = max(1, round(params.penalty_warmup * total))
+    rise = max(1, round(job.penalty_warmup * total))
     for epoch in range(1, job.budget.epochs + 1):
         order = generator.permutation(len(data))
         sums: dict[str, float] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -106,22 +106,23 @@ def cosine_schedule(optimizer: torch.optim.Optimizer, warmup: int, total: int) -
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; vectors (biases, norms) are not decayed."""
-    listed = list(parameters)
-    groups = [
-        {"params": [p for p in listed if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in listed if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate)
+def adamw(rates: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with a step size for each list of parameters; vectors (biases, norms) are not decayed."""
+    groups = []
+    for parameters, rate in rates:
+        matrices, vectors = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+        groups += [
+            {"params": matrices, "weight_decay": weight_decay, "lr": rate},
+            {"params": vectors, "weight_decay": 0.0, "lr": rate},
+        ]
+    return torch.optim.AdamW([group for group in groups if group["params"]])
 
 
 class Updater:
     """One optimiser with its schedule: clips, steps, counts.
 
     Args:
-        parameters: the trained parameters.
-        learning_rate: largest step of AdamW.
+        rates: lists of parameters, of which those that require gradients are trained, each with AdamW's largest step.
         weight_decay: of matrices.
         warmup: updates with rising step.
         total: updates in all.
@@ -130,17 +131,17 @@ class Updater:
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        rates: Sequence[tuple[Iterable[nn.Parameter], float]],
         *,
-        learning_rate: float,
         weight_decay: float,
         warmup: int,
         total: int,
         max_norm: float,
     ) -> None:
         """Start at update 0."""
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self._optimizer = adamw(self.parameters, learning_rate, weight_decay)
+        trained = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in rates]
+        self.parameters = [parameter for parameters, _ in trained for parameter in parameters]
+        self._optimizer = adamw(trained, weight_decay)
         self._schedule = cosine_schedule(self._optimizer, warmup, total)
         self._max_norm = max_norm
         self.steps = 0

@@ -51,7 +51,7 @@ def expected_scores(name, table, titles, items, assistant, chosen):
         return log_p - share
     if name == "length_normalised":
         lengths = np.array([len(title) for title in titles])[items.title_of_item]
-        return log_p / lengths**chosen.length_penalty - share
+        return (log_p - share) / lengths**chosen.length_penalty
     return chosen.alpha * (log_p - share) + (1 - chosen.alpha) * assistant
 
 
@@ -171,7 +171,7 @@ def test_scores_by_hand():
     )
     chosen = DecodingSettings(length_penalty=0.5, alpha=0.25)
     values = {name: decoding_named(name).score(candidates, chosen)[0] for name in NAMES}
-    assert values == {"plain": -6.5, "length_normalised": -3.5, "d3": 0.25 * -6.5 + 0.75 * -2.0}
+    assert values == {"plain": -6.5, "length_normalised": -3.25, "d3": 0.25 * -6.5 + 0.75 * -2.0}
 
 
 def test_plain_and_length_normalised_share_their_beam_search_only():

@@ -54,7 +54,7 @@ def grpo(model: LatentModel, data=None, **params: object) -> LatentGrpo:
 
 def updater(model: LatentModel, rate: float = 1e-2) -> Updater:
     parameters = model.reasoner.parameters()
-    return Updater(parameters, learning_rate=rate, weight_decay=0, warmup=0, total=10, max_norm=1e9)
+    return Updater([(parameters, rate)], weight_decay=0, warmup=0, total=10, max_norm=1e9)
 
 
 def test_rewards_by_hand():

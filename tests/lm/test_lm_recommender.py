@@ -100,7 +100,7 @@ def test_fits_reproduce_bit_for_bit_and_seeds_differ():
 
 @pytest.mark.parametrize("tune", ["lora", "reasoner"])
 def test_other_ways_of_tuning(tune):
-    found = fitted("single_latent", tune=tune, lora_rank=2)
+    found = fitted("single_latent", tune=tune, **({"lora_rank": 2} if tune == "lora" else {}))
     assert found.report.measurements["nll_valid_after"] < found.report.measurements["nll_valid_before"]
     assert found.report.parameters_trained < found.report.parameters_total
     assert (found.folder / "backbone").exists() == (tune == "lora")

@@ -67,7 +67,7 @@ def test_passes_of_any_size_give_the_same_update():
     found = []
     for tokens in (1, 40, 10_000):
         model = latent_model("factorized")
-        updater = Updater(model.parameters(), learning_rate=1e-3, weight_decay=0, warmup=0, total=5, max_norm=1e9)
+        updater = Updater([(model.parameters(), 1e-3)], weight_decay=0, warmup=0, total=5, max_norm=1e9)
         figures = sft_update(model, updater, data, np.arange(9), {"orthogonality": 0.5, "sparsity": 0.2}, tokens)
         found.append((figures["loss"], figures["gradient_norm"]))
     assert found[0] == pytest.approx(found[2], rel=1e-5)
@@ -94,7 +94,7 @@ def test_three_updates_of_flr_without_steps_are_bit_equal_to_single_latent():
     weights = []
     for name, options in (("factorized", {"steps": 0}), ("single_latent", {})):
         model = latent_model(name, **options)
-        updater = Updater(model.parameters(), learning_rate=1e-2, weight_decay=0.1, warmup=1, total=3, max_norm=1.0)
+        updater = Updater([(model.parameters(), 1e-2)], weight_decay=0.1, warmup=1, total=3, max_norm=1.0)
         for step in range(3):
             sft_update(model, updater, data, np.arange(3) + 3 * step, WEIGHTS, 64)
         weights.append(dict(model.named_parameters()))
