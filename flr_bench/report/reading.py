@@ -51,6 +51,7 @@ class CellRefs:
     rank: str
     fits: tuple[str, ...]
     prepared: tuple[str, ...]
+    assistants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,8 @@ def read_json(path: Path) -> Json:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read ({error}); remove the folder it is in and run again") from error
+        what = "the folder it is in" if path.parent.parent.name == "cells" else "it"
+        raise DamagedFileError(f"{path} cannot be read ({error}); remove {what} and run again") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path} is not a JSON object; remove it and run again")
     if content.get("format", FORMAT) != FORMAT:
@@ -311,7 +313,7 @@ def read_json(path: Path) -> Json:
 def _row(raw: Json) -> Row:
     cells = {
         data: {
-            str(seed): CellRefs(refs["rank"], tuple(refs.get("fits", ())), tuple(refs.get("prepared", ())))
+            str(seed): CellRefs(refs["rank"], *(tuple(refs.get(k, ())) for k in ("fits", "prepared", "assistants")))
             for seed, refs in by_seed.items()
         }
         for data, by_seed in raw["cells"].items()

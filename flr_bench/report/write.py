@@ -189,6 +189,7 @@ def _row_entry(view: SuiteView, row: Row) -> Json:
         return {
             "rank": refs.rank,
             "fits": list(refs.fits),
+            "assistants": list(refs.assistants),
             "prepared": list(refs.prepared),
             "status": "missing" if cell is None else "done",
             **counts,
@@ -210,7 +211,7 @@ def _environments(view: SuiteView) -> list[Json]:
     cells: dict[str, list[str]] = {}
     for row, data, seed in view.places():
         refs = row.cells[data][seed]
-        for cell_hash in (*refs.prepared, *refs.fits, refs.rank):
+        for cell_hash in (*refs.prepared, *refs.fits, *refs.assistants, refs.rank):
             cell = view.store.cell(cell_hash)
             if cell is not None:
                 cells.setdefault(json.dumps(cell.environment, sort_keys=True), []).append(cell_hash)
