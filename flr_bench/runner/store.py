@@ -72,6 +72,12 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it
+    os.umask(mask)
+    return mask
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of the store.
 
@@ -81,7 +87,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read ({error}); remove its folder and run again") from error
+        what = "its folder" if path.parent.parent.name == "cells" else "it"  # a cell is whole or not at all
+        raise DamagedFileError(f"{path} cannot be read ({error}); remove {what} and run again") from error
 
 
 class Store:
@@ -166,6 +173,7 @@ class Store:
         An existing cell is replaced only then.  Yields the temporary folder.
         """
         temporary = Path(tempfile.mkdtemp(prefix=f"{cell.hash}-", dir=self.root / "tmp"))
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's only; others may read results
         try:
             yield temporary
             write_json(temporary / "cell.json", cell.record())
