@@ -234,6 +234,11 @@ class SuiteView:
         return str(self.record["profile"])
 
     @property
+    def folder(self) -> Path:
+        """Where its tables go, relative to the results."""
+        return results_folder(self.store.root, self.version, self.profile)
+
+    @property
     def data(self) -> tuple[str, ...]:
         """Names of the data sets."""
         return tuple(self.record["data"])
@@ -287,6 +292,20 @@ class SuiteView:
             for row in self.rows:
                 for seed in row.seeds(data):
                     yield row, data, seed
+
+
+def results_folder(root: Path, version: str, profile: str) -> Path:
+    """``<name>/<profile>`` for the newest version that the store has, ``<name@n>/<profile>`` for others.
+
+    Args:
+        root: the store.
+        version: the suite's name with its number.
+        profile: versions are compared among records of this profile.
+    """
+    name, _, number = version.partition("@")
+    recorded = (path.name.removesuffix(f"-{profile}.json") for path in (root / "suites").glob(f"{name}@*.json"))
+    newer = [int(n) for n in (other.partition("@")[2] for other in recorded) if n.isdigit() and int(n) > int(number)]
+    return Path(version if newer else name) / profile
 
 
 def read_json(path: Path) -> Json:

@@ -306,3 +306,31 @@ def test_a_row_costs_what_its_assistant_costs_too(tmp_path: Path) -> None:
     (store / "failures" / f"{assistant}.json").write_text(json.dumps({"error": "no assistant"}))
     view = StoreReader(store).suites(["main"], None)[0]
     assert f"{label}, seed 0: no assistant" in missing_notes(view, "ml-100k")
+
+
+def test_an_older_version_keeps_its_own_folder(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", SyntheticSuite(rows=MAIN_ROWS[:2], contrasts=()))
+    first = json.loads((store / "suites" / "main@1-cpu.json").read_text())
+    views = StoreReader(store).suites(None, None)
+    assert [view.folder for view in views] == [Path("main/cpu")]
+    (store / "suites" / "main@10-cpu.json").write_text(json.dumps({**first, "suite": "main@10"}))
+    (store / "suites" / "main@2-gpu.json").write_text(json.dumps({**first, "suite": "main@2", "profile": "gpu"}))
+    folders = {view.version: view.folder.as_posix() for view in StoreReader(store).suites(None, None)}
+    assert folders == {"main@1": "main@1/cpu", "main@10": "main/cpu", "main@2": "main/gpu"}
+
+
+def test_files_that_are_not_made_any_more_are_removed_and_no_others(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", SyntheticSuite(rows=MAIN_ROWS[:2], contrasts=()))
+    folder = tmp_path / "results/main/cpu"
+    write_tables(store, tmp_path / "results", None, None)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    outside, old, mine = tmp_path / "results/main/kept.md", folder / "figures/old.png", folder / "notes.md"
+    for path in (outside, old, mine):
+        path.write_text("x")
+    manifest["files"] |= {"figures/old.png": "", "../kept.md": "", str(mine): "", "": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_tables(store, tmp_path / "results", None, None)
+    assert not old.exists()
+    assert outside.exists()
+    assert mine.exists()
+    assert (folder / "main.md").is_file()
