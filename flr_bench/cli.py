@@ -30,7 +30,11 @@ app = typer.Typer(
 )
 methods_app = typer.Typer(help="List the registered methods, or show one of them.", rich_markup_mode=None)
 data_app = typer.Typer(help="List the data sets, or show one of them.", no_args_is_help=True, rich_markup_mode=None)
-backbone_app = typer.Typer(help="Fetch pretrained backbones.", no_args_is_help=True, rich_markup_mode=None)
+backbone_app = typer.Typer(
+    help="Fetch pretrained backbones. Those that a suite takes from the Hugging Face hub are kept where HF_HOME says.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
@@ -102,6 +106,7 @@ def run(
     frontend = Frontend(
         display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
         observers=lambda: _start_tracking(trackers, mlruns) if track else (),
+        say=_say,
     )
     try:
         session = run_session(Request(suite, profile, seeds, only), folders, mode, workers, frontend)
@@ -109,8 +114,8 @@ def run(
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
     files = _write_tables(session, folders, show=not (quiet or as_json))
-    for tracker in trackers:
-        tracker.log_files(files, results)
+    if track and (session.computed or files):
+        _complete_tracking(session, trackers, folders, files)
     _report(session, folders, as_json=as_json)
 
 
@@ -141,6 +146,17 @@ def _start_tracking(trackers: list[Tracker], mlruns: Path) -> Sequence[Observer]
     return trackers
 
 
+def _complete_tracking(session: Session, trackers: list[Tracker], folders: Folders, files: Sequence[Path]) -> None:
+    """Mirror cells that an earlier suite computed, or a run that was killed, and attach the tables."""
+    if not session.computed:
+        for observer in _start_tracking(trackers, folders.mlruns):
+            observer.start_suite(session.plan.record())
+            observer.finish("FINISHED")
+    for tracker in trackers:
+        tracker.sync(folders.runs, started=True)
+        tracker.log_files(files, folders.results)
+
+
 def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Path]:
     """Write the suite's tables, unless they were written from just these cells; show the main one."""
     from flr_bench.runner.session import note_tables, tables_are_current
@@ -149,7 +165,8 @@ def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Pat
         return []
     from flr_bench.report import summary_table, write_tables
 
-    suite, profile = session.plan.file.suite.name, session.plan.profile_name
+    _keep_matplotlib_in(folders.cache)
+    suite, profile = session.plan.file.suite.version, session.plan.profile_name
     files = write_tables(folders.runs, folders.results, [suite], profile)
     note_tables(session, folders.results)
     if show:
@@ -159,7 +176,9 @@ def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Pat
 
 def _report(session: Session, folders: Folders, *, as_json: bool) -> None:
     """Say what was done and what failed, and set the exit code."""
-    where = folders.results / session.plan.file.suite.name / session.plan.profile_name
+    from flr_bench.runner.session import tables_folder
+
+    where = folders.results / tables_folder(session)
     if as_json:
         typer.echo(json.dumps(_summary(session, where)))
     elif session.computed:
@@ -226,6 +245,7 @@ def tables(
     ] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="One profile; all if none.")] = None,
     runs: Runs = RUNS,
+    cache: Cache = CACHE,
     results: Results = RESULTS,
 ) -> None:
     """Write tables and figures from the store, and from nothing else."""
@@ -234,6 +254,7 @@ def tables(
 
     Store(runs)
     ensure_writable(results, "results", "--results")
+    _keep_matplotlib_in(cache)
     for path in write_tables(runs, results, suite or None, profile):
         typer.echo(path)
 
@@ -248,8 +269,12 @@ def ui(
     """Start MLflow's UI on the right store; Ctrl-C ends it."""
     import subprocess
 
-    from flr_bench.tracking import ui_command
+    from flr_bench.tracking import tracking_uri, ui_command
 
+    uri = tracking_uri(None, mlruns)
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"runs are mirrored to the MLflow server at {uri}: look there")
+        return
     command = ui_command(None, mlruns, port)
     environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
     _say(f"MLflow on http://127.0.0.1:{port}, Ctrl-C ends it")
@@ -347,6 +372,11 @@ def track_sync(runs: Runs = RUNS, mlruns: Mlruns = MLRUNS) -> None:
     if tracker.down:
         raise typer.Exit(1)
     typer.echo(f"{count} cells sent")
+
+
+def _keep_matplotlib_in(cache: Path) -> None:
+    """Its list of fonts belongs to the cache, not to the user's home."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))
 
 
 def _say(text: str) -> None:

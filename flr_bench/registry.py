@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from flr_bench.errors import FlrBenchError, UnknownNameError
@@ -89,14 +89,31 @@ class Registry(Generic[T]):
     def _discover(self) -> None:
         if self._discovered:
             return
-        self._discovered = True
+        self._discovered = True  # already now: what is imported below may ask this registry
+        try:
+            self._import_all()
+        except BaseException:
+            self._discovered = False
+            raise
+
+    def _import_all(self) -> None:
         for location in self._locations:
             module = importlib.import_module(location)
             for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
                 importlib.import_module(f"{location}.{info.name}")
         if self._group is not None:
             for point in entry_points(group=self._group):
-                point.load()
+                self._load(point)
+
+    def _load(self, point: EntryPoint) -> None:
+        try:
+            point.load()
+        except (ImportError, AttributeError, FlrBenchError, SyntaxError, TypeError, ValueError) as error:
+            package = point.dist.name if point.dist is not None else point.module
+            raise RegistrationError(
+                f"the installed package {package} adds a {self.kind} '{point.name}' ({point.value}) that cannot be "
+                f"loaded ({type(error).__name__}: {error}); mend it, or remove it with 'pip uninstall {package}'"
+            ) from error
 
 
 def _origin(entry: object) -> str:

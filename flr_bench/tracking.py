@@ -106,10 +106,15 @@ class Tracker:
             if self._parent is not None:
                 self._client.set_terminated(self._parent, _STATUS.get(status.lower(), status.upper()))
 
-    def sync(self, store_root: Path) -> int:
+    def sync(self, store_root: Path, *, started: bool = False) -> int:
         """Mirror every cell of the store that has no finished run in its suite's experiment.
 
-        Doing so again changes nothing.  What an interrupted mirroring left half done is replaced.
+        Doing so again changes nothing.  What an interrupted mirroring left half done is replaced, and
+        the parent run of an invocation that was killed is closed.
+
+        Args:
+            store_root: the store.
+            started: only the suite and profile that :meth:`start_suite` named, under its parent run.
 
         Returns:
             The number of cells mirrored now; 0 if MLflow cannot be reached.
@@ -117,23 +122,36 @@ class Tracker:
         count = 0
         with self._tolerant():
             for path in sorted((store_root / "suites").glob("*.json")):
-                count += self._sync_suite(_Suite.of(json.loads(path.read_text(encoding="utf-8"))), store_root)
+                suite = _Suite.of(json.loads(path.read_text(encoding="utf-8")))
+                if not started:
+                    count += self._sync_suite(suite, store_root, None)
+                elif self._suite is not None and suite.tags() == self._suite.tags():
+                    count += self._sync_suite(suite, store_root, self._parent)
         return count
 
     # ------------------------------------------------------------ one suite
-    def _sync_suite(self, suite: _Suite, store_root: Path) -> int:
+    def _sync_suite(self, suite: _Suite, store_root: Path, current: str | None) -> int:
         self._connect()
         experiment = self._experiment(suite)
+        self._close_killed(experiment, suite, current)
         mirrored = self._mirrored(experiment)
         folders = [store_root / "cells" / cell for cell in suite.cells if cell not in mirrored]
         folders = [folder for folder in folders if (folder / "cell.json").is_file()]
         if not folders:
             return 0
-        parent = self._synced_parent(experiment, suite)
+        parent = current or self._synced_parent(experiment, suite)
         for folder in folders:
             self._mirror(suite, folder, parent)
-        self._client.set_terminated(parent, "FINISHED")
+        if current is None:
+            self._client.set_terminated(parent, "FINISHED")
         return len(folders)
+
+    def _close_killed(self, experiment: str, suite: _Suite, current: str | None) -> None:
+        """End the parent runs of invocations that could not do so themselves."""
+        query = f"tags.{KIND_TAG} = 'suite' and tags.profile = '{suite.profile}' and attributes.status = 'RUNNING'"
+        for run in self._runs(experiment, query):
+            if run.info.run_id != current:
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _mirrored(self, experiment: str) -> set[str]:
         """Hashes with a finished run; unfinished runs of cells are removed on the way."""
@@ -308,6 +326,11 @@ class _Suite:
                         cells.setdefault(cell, about)
                     about = {**about, "row": str(row["label"]), "decoding": str(row.get("decoding") or "")}
                     cells.setdefault(refs["rank"], {**about, "control": str(row.get("control") or "")})
+        for row in record["rows"]:  # last: a row of its own says more of a cell
+            for data, by_seed in row["cells"].items():
+                for seed, refs in by_seed.items():
+                    for cell in refs.get("assistants", ()):
+                        cells.setdefault(cell, {"data": str(data), "seed": str(seed)})
         settings = dict(record.get("settings") or {})
         return cls(str(record["suite"]), str(record["profile"]), settings, cells)
 

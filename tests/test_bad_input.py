@@ -126,10 +126,13 @@ def test_a_file_system_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(SUITE)
+    # The log of so many epochs is the one file that does not fit.
+    (tmp_path / "tiny.yaml").write_text(SUITE.replace("sft: {epochs: 1,", "sft: {epochs: 1000,"))
     assert flr_bench(tmp_path, "data", "show", "fake-data").returncode == 0
-    done = flr_bench(tmp_path, "run", "--suite", "tiny.yaml", "--no-track", "--workers", "1", file_limit=2048)
-    assert "File too large" in one_line(done, 1)
+    done = flr_bench(tmp_path, "run", "--suite", "tiny.yaml", "--no-track", "--workers", "1", file_limit=20_000)
+    line = one_line(done, 1)
+    assert "File too large" in line
+    assert "cannot write fit fake_llm" in line
     assert not list((tmp_path / "runs" / "tmp").iterdir())
     assert flr_bench(tmp_path, "run", "--suite", "tiny.yaml", "--no-track").returncode == 0
 
@@ -147,7 +150,22 @@ def test_a_store_of_another_version(tmp_path: Path) -> None:
 def test_a_damaged_store(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "store.json").write_text("{")
-    assert "store.json cannot be read" in one_line(run_with(tmp_path), 1)
+    line = one_line(run_with(tmp_path), 1)
+    assert "store.json cannot be read" in line
+    assert "remove it and run again" in line
+
+
+@pytest.mark.parametrize("content", ["import nothing_of_that_name", "broken = ", "raise ValueError('no')", ""])
+def test_a_broken_plug_in_is_named(tmp_path: Path, content: str) -> None:
+    info = tmp_path / "broken_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[flr_bench.recommenders]\nmine = broken_plugin:Mine\n")
+    (tmp_path / "broken_plugin.py").write_text(content)
+    paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+    line = one_line(flr_bench(tmp_path, "methods", PYTHONPATH=paths), 1)
+    assert "the installed package broken-plugin adds a method 'mine' (broken_plugin:Mine)" in line
+    assert "pip uninstall broken-plugin" in line
 
 
 def test_a_wrong_option(tmp_path: Path) -> None:

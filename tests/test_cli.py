@@ -93,6 +93,12 @@ def test_run_plan_tables_and_a_second_run(tmp_path: Path, suite: Path) -> None:
     assert not imported & {"torch", "transformers", "recbole", "mlflow", "matplotlib"}
 
     assert "nothing to do" in flr_bench(tmp_path, "plan", "--suite", str(suite)).stdout
+    stamp = next((tmp_path / "runs" / "tables").iterdir()).stat().st_mtime_ns
+    again = flr_bench(tmp_path, "run", "--suite", str(suite), "--no-track", "--mode", "always")
+    assert "4 cells computed" in again.stdout
+    assert "ndcg" in again.stdout.lower(), "a computed cell has new times: tables are written again"
+    assert next((tmp_path / "runs" / "tables").iterdir()).stat().st_mtime_ns > stamp
+
     tables = flr_bench(tmp_path, "tables", "--results", "elsewhere")
     assert tables.returncode == 0, tables.stderr
     assert (tmp_path / "elsewhere" / "tiny" / "cpu" / "main.md").read_bytes() == main
@@ -157,3 +163,32 @@ def test_methods_and_data_are_listed(tmp_path: Path) -> None:
 
 def test_version(tmp_path: Path) -> None:
     assert flr_bench(tmp_path, "--version").stdout.startswith("flr-bench ")
+
+
+def test_home_stays_empty(tmp_path: Path, suite: Path) -> None:
+    (tmp_path / "home").mkdir()
+    homes = {"HOME": str(tmp_path / "home"), "MPLCONFIGDIR": "", "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": ""}
+    env = {key: value for key, value in environment(**homes).items() if value}
+    arguments = command("run", "--suite", str(suite), "--workers", "1")
+    done = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "home").rglob("*"))
+    assert (tmp_path / "cache" / "matplotlib").is_dir()
+
+
+def test_ui_of_a_server_says_where_to_look(tmp_path: Path) -> None:
+    done = flr_bench(tmp_path, "ui", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 0
+    assert "http://127.0.0.1:9" in done.stdout
+
+
+def test_failures_and_replaced_records_reach_the_tables(tmp_path: Path, suite: Path) -> None:
+    suite.write_text(SUITE.replace("sleep: 0", "fail: fit").replace("seeds: 1", "seeds: 2"))
+    arguments = ("run", "--suite", str(suite), "--no-track", "--quiet")
+    assert flr_bench(tmp_path, *arguments).returncode == 1
+    assert "told to fail" in (tmp_path / "results/tiny/cpu/main.md").read_text()
+    for path in (tmp_path / "runs" / "failures").iterdir():
+        path.write_text(path.read_text().replace("told to fail", "asked to fail"))
+    done = flr_bench(tmp_path, *arguments, "--mode", "only-cached", "--seeds", "1")
+    assert "tiny@1 (cpu) was recorded otherwise before (seeds 1 left out)" in done.stderr
+    assert "asked to fail" in (tmp_path / "results/tiny/cpu/main.md").read_text()

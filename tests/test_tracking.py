@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def record_of(store: Path) -> dict:
-    return json.loads((store / "suites" / "main-cpu.json").read_text())
+    return json.loads((store / "suites" / "main@1-cpu.json").read_text())
 
 
 def test_default_is_sqlite_in_mlruns_and_the_environment_overrides_it(
@@ -128,3 +129,28 @@ def test_an_unwritable_mlruns_folder_is_told_once(store: Path, tmp_path: Path) -
     tracker.cell_done(next((store / "cells").iterdir()))
     tracker.finish("done")
     assert len(said) == 1
+
+
+def test_a_run_mirrors_what_it_found_in_the_store(store: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    write_store(store, replace(SMALL, name="other"))  # the same cells in another suite
+    tracker = Tracker(None, tmp_path / "mlruns")
+    tracker.start_suite(record_of(store))
+    count = len(list((store / "cells").iterdir()))
+    assert tracker.sync(store, started=True) == count
+    assert tracker.sync(store, started=True) == 0
+    client = MlflowClient(tracking_uri=tracker.uri)
+    assert client.get_experiment_by_name("other@1") is None
+    runs = client.search_runs([client.get_experiment_by_name("main@1").experiment_id])
+    parents = [run.info.run_id for run in runs if run.data.tags[KIND_TAG] == "suite"]
+    assert len(parents) == 1
+    assert {run.data.tags[PARENT_TAG] for run in runs if run.info.run_id not in parents} == set(parents)
+    assert client.get_run(parents[0]).info.status == "RUNNING"
+    tracker.finish("done")
+
+    # A killed invocation leaves its parent run open.
+    left = client.create_run(runs[0].info.experiment_id, tags={KIND_TAG: "suite", "profile": "cpu"})
+    assert Tracker(None, tmp_path / "mlruns").sync(store) == count, "the other suite's"
+    assert client.get_run(left.info.run_id).info.status == "KILLED"
+    assert client.get_run(parents[0]).info.status == "FINISHED"

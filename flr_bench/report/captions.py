@@ -14,7 +14,7 @@ def caption(view: SuiteView, data: str) -> str:
     settings = view.settings
     parts = [
         f"Suite {view.version}, profile {view.profile}, {data}: {test_counts(view, data)}",
-        f"split {_split(settings.get('split'))}, history of at most {settings.get('max_history', '?')} items, "
+        f"split {_split(_split_of(view, data))}, history of at most {settings.get('max_history', '?')} items, "
         f"items of the history {_seen(settings.get('seen_items'))}",
         f"seeds {', '.join(str(seed) for seed in view.record.get('seeds', []))} (methods without randomness run once)",
         *_limits(settings),
@@ -42,13 +42,23 @@ def missing_notes(view: SuiteView, data: str) -> tuple[str, ...]:
     ]
     for row, seed, cell in missing:
         refs = row.cells[data][seed]
-        errors = [e for e in (view.store.failure(h) for h in (*refs.prepared, *refs.fits, cell)) if e is not None]
+        errors = [
+            e
+            for e in (view.store.failure(h) for h in (*refs.prepared, *refs.fits, *refs.assistants, cell))
+            if e is not None
+        ]
         lines += [f"{row.label}, seed {seed}: {errors[0]}"] if errors else []
     return tuple(lines)
 
 
 def _counts(cell: Cell) -> tuple[int, int]:
     return int(cell.metrics.get("examples", 0)), int(cell.metrics.get("users", 0))
+
+
+def _split_of(view: SuiteView, data: str) -> Any:
+    """The data's own split: a profile may use several, none of them the suite's."""
+    manifest = (view.record.get("data_manifests") or {}).get(data) or {}
+    return (manifest.get("recipe") or {}).get("split") or view.settings.get("split")
 
 
 def _split(split: Any) -> str:

@@ -72,7 +72,7 @@ def quality(view: SuiteView, row: Row, data: str, metric: str) -> Difference | N
 
 
 def compare(view: SuiteView, pairs: Sequence[tuple[str, str]], data: str, metric: str) -> list[Comparison]:
-    """Compare pairs of rows, with Holm's correction over those that can be computed.
+    """Compare pairs of rows, with Holm's correction over all of them.
 
     Args:
         view: the suite.
@@ -126,12 +126,13 @@ def p_value(difference: Difference) -> float:
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Fill in :attr:`Comparison.p_holm` (Holm 1979), in the order given.
 
-    The i-th smallest of m probabilities is multiplied by ``m - i + 1``; results never decrease
+    The i-th smallest of m probabilities is multiplied by ``m - i + 1``; those that cannot be computed
+    yet count towards m, so that a correction never loosens while cells are missing.  Results never decrease
     along that order and never exceed 1.
     """
     known = [(c.p, i) for i, c in enumerate(comparisons) if c.p is not None]
     out, largest = list(comparisons), 0.0
     for rank, (p, i) in enumerate(sorted(known)):
-        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        largest = max(largest, min(1.0, p * (len(comparisons) - rank)))
         out[i] = replace(out[i], p_holm=largest)
     return out

@@ -15,9 +15,10 @@ MEBIBYTE = 2.0**20
 def cost_table(view: SuiteView, data: str) -> Table:
     """Train and rank seconds, peak memory, parameters and epochs per row.
 
-    *Train* sums the row's own trained stages; what all rows of a method share (the pretrained backbone)
-    has its own column and is spent once.  *Rank* includes time spent on a search that another row of
-    the same model shares, so that every row shows what it would cost alone.
+    *Train* sums the row's own trained stages and the models that its decoding needs besides; what all
+    rows of a method share (the pretrained backbone) has its own column and is spent once.  *Rank*
+    includes time spent on a search that another row of the same model shares, so that every row shows
+    what it would cost alone.
     """
     columns = (
         Column("data", "Data", csv_only=True),
@@ -78,7 +79,7 @@ class _Chain:
         return self._seconds(refs.prepared)
 
     def train(self, refs: CellRefs) -> float | None:
-        return self._seconds(refs.fits)
+        return self._seconds((*refs.fits, *refs.assistants))
 
     def rank(self, refs: CellRefs) -> float | None:
         cell = self.view.store.cell(refs.rank)
@@ -92,7 +93,7 @@ class _Chain:
         return None if cell is None or seconds is None else 1000 * seconds / max(int(cell.metrics["examples"]), 1)
 
     def peak(self, refs: CellRefs) -> float | None:
-        cells = self._all((*refs.fits, refs.rank))
+        cells = self._all((*refs.fits, *refs.assistants, refs.rank))
         return None if cells is None else max(float(c.metrics.get("peak_bytes") or 0) for c in cells) / MEBIBYTE
 
     def parameters(self, refs: CellRefs, key: str) -> float | None:

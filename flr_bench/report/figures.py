@@ -73,11 +73,16 @@ def quality_figure(view: SuiteView, data: str) -> Figure | None:
     axes.set_yticks(range(len(lines)), lines)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     _rule_between_groups(axes, rows, lines)
-    axes.set_xlabel(f"{metric_title(view.primary)}, mean with 95 % interval (users as clusters)")
+    axes.set_xlabel(f"{metric_title(view.primary)}, mean with 95 % interval ({_varied(rows, data)})")
     axes.set_title(f"{view.version}, {view.profile} profile, {data}", loc="left")
     axes.grid(visible=False, axis="y")
     _decoding_legend(figure, decodings, controls=any(row.is_control for row in rows))
     return figure
+
+
+def _varied(rows: Sequence[Row], data: str) -> str:
+    """What the intervals account for; between seeds there is no variance to see with one."""
+    return "users and seeds" if any(len(row.seeds(data)) > 1 for row in rows) else "users as clusters"
 
 
 def _line(row: Row) -> str:

@@ -51,6 +51,7 @@ class CellRefs:
     rank: str
     fits: tuple[str, ...]
     prepared: tuple[str, ...]
+    assistants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,11 @@ class SuiteView:
         return str(self.record["profile"])
 
     @property
+    def folder(self) -> Path:
+        """Where its tables go, relative to the results."""
+        return results_folder(self.store.root, self.version, self.profile)
+
+    @property
     def data(self) -> tuple[str, ...]:
         """Names of the data sets."""
         return tuple(self.record["data"])
@@ -288,6 +294,20 @@ class SuiteView:
                     yield row, data, seed
 
 
+def results_folder(root: Path, version: str, profile: str) -> Path:
+    """``<name>/<profile>`` for the newest version that the store has, ``<name@n>/<profile>`` for others.
+
+    Args:
+        root: the store.
+        version: the suite's name with its number.
+        profile: versions are compared among records of this profile.
+    """
+    name, _, number = version.partition("@")
+    recorded = (path.name.removesuffix(f"-{profile}.json") for path in (root / "suites").glob(f"{name}@*.json"))
+    newer = [int(n) for n in (other.partition("@")[2] for other in recorded) if n.isdigit() and int(n) > int(number)]
+    return Path(version if newer else name) / profile
+
+
 def read_json(path: Path) -> Json:
     """A JSON object from the store.
 
@@ -297,7 +317,8 @@ def read_json(path: Path) -> Json:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read ({error}); remove the folder it is in and run again") from error
+        what = "the folder it is in" if path.parent.parent.name == "cells" else "it"
+        raise DamagedFileError(f"{path} cannot be read ({error}); remove {what} and run again") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path} is not a JSON object; remove it and run again")
     if content.get("format", FORMAT) != FORMAT:
@@ -311,7 +332,7 @@ def read_json(path: Path) -> Json:
 def _row(raw: Json) -> Row:
     cells = {
         data: {
-            str(seed): CellRefs(refs["rank"], tuple(refs.get("fits", ())), tuple(refs.get("prepared", ())))
+            str(seed): CellRefs(refs["rank"], *(tuple(refs.get(k, ())) for k in ("fits", "prepared", "assistants")))
             for seed, refs in by_seed.items()
         }
         for data, by_seed in raw["cells"].items()

@@ -7,8 +7,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flr_bench.errors import FlrBenchError
@@ -39,7 +39,8 @@ def write_tables(store_root: Path, results: Path, suites: list[str] | None, prof
 
     Args:
         store_root: the store's folder.
-        results: where to write; ``<suite>/<profile>/`` is made below it.
+        results: where to write; ``<suite>/<profile>/`` is made below it, and ``<suite>@n/<profile>/``
+            for a version that is not the newest.
         suites: names of suites, or ``None`` for all.
         profile: one profile, or ``None`` for all.
 
@@ -54,10 +55,11 @@ def write_tables(store_root: Path, results: Path, suites: list[str] | None, prof
     store = StoreReader(store_root)
     written: list[Path] = []
     for view in store.suites(suites, profile):
-        folder = results / view.name / view.profile
+        folder = results / view.folder
         _make(folder)
         files = _render(view)
         files["manifest.json"] = _manifest(view, files)
+        _remove_others(folder, files)
         written += [_write(folder / name, content) for name, content in sorted(files.items())]
     return sorted(written)
 
@@ -189,6 +191,7 @@ def _row_entry(view: SuiteView, row: Row) -> Json:
         return {
             "rank": refs.rank,
             "fits": list(refs.fits),
+            "assistants": list(refs.assistants),
             "prepared": list(refs.prepared),
             "status": "missing" if cell is None else "done",
             **counts,
@@ -210,11 +213,26 @@ def _environments(view: SuiteView) -> list[Json]:
     cells: dict[str, list[str]] = {}
     for row, data, seed in view.places():
         refs = row.cells[data][seed]
-        for cell_hash in (*refs.prepared, *refs.fits, refs.rank):
+        for cell_hash in (*refs.prepared, *refs.fits, *refs.assistants, refs.rank):
             cell = view.store.cell(cell_hash)
             if cell is not None:
                 cells.setdefault(json.dumps(cell.environment, sort_keys=True), []).append(cell_hash)
     return [{**json.loads(key), "cells": sorted(set(hashes))} for key, hashes in sorted(cells.items())]
+
+
+def _remove_others(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Remove what an earlier manifest lists and is not made any more: a stale table would pass for a result."""
+    try:
+        listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        names = [PurePosixPath(str(name)) for name in listed if name not in files]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no manifest, or none of ours: nothing is known to be ours to remove
+    for name in names:
+        if not name.is_absolute() and ".." not in name.parts and name.parts:
+            try:
+                (folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise _unwritable(folder / name, error) from error
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flr_bench.errors import FlrBenchError, UnknownNameError
+from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.interface import CellSpec, FitSpec, Params, PrepareSpec, Recommender
 from flr_bench.registry import METRICS, PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
@@ -55,10 +55,11 @@ class Row:
         """The row in the suite's record."""
         cells: dict[str, dict[str, Any]] = {}
         for (data, seed), cell in self.cells.items():
-            behind = closure([cell])
+            behind, assisting = closure([cell]), closure(cell.requires.values())
             cells.setdefault(data, {})[str(seed)] = {
                 "rank": cell.hash,
                 "fits": [fit.hash for fit in _chain(cell.fit)],
+                "assistants": [other.hash for other in assisting if isinstance(other, FitCell)],
                 "prepared": [other.hash for other in behind if isinstance(other, PrepareCell)],
             }
         return {
@@ -218,6 +219,7 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
     profile = file.profile(profile_name)
     _check_only(file, selection.only)
     _check_primary(file)
+    _check_budgets(file, profile_name)
     entries = [_Entry.resolve(file, profile_name, index) for index in range(len(file.suite.recommenders))]
     _check_shared(file, profile_name, entries)
     configured = file.suite.seeds if profile.seeds is None else profile.seeds
@@ -249,6 +251,23 @@ def _check_primary(file: SuiteFile) -> None:
         raise file.error(("primary",), str(error)) from error
     if k not in map(str, file.suite.k):
         raise file.error(("primary",), f"expected metric@k with k one of {list(file.suite.k)}, found '{name}@{k}'")
+
+
+def _check_budgets(file: SuiteFile, profile_name: str) -> None:
+    """Refuse budgets of stages that no method has, and quantities that nobody can watch."""
+    from flr_bench.evaluation.metrics import parse_metric
+
+    known = sorted({stage for _, method in RECOMMENDERS for stage in method.stages})
+    for stage, budget in file.profile(profile_name).budgets.items():
+        where: Location = ("profiles", profile_name, "budgets", stage)
+        if stage not in known:
+            raise file.error(where, str(UnknownNameError("stage", stage, known)))
+        if budget.watch == "nll":
+            continue
+        try:
+            parse_metric(budget.watch)
+        except UsageError as error:
+            raise file.error((*where, "watch"), f"expected 'nll' or a metric@k: {error}") from error
 
 
 def _check_k(file: SuiteFile, prepared: Iterable[PreparedRef]) -> None:
@@ -440,7 +459,10 @@ class _Builder:
         params = self._validated(preparer.Params, spec.params, f"preparation '{spec.what}'")
         key = f"{spec.what} {params.model_dump_json()}"
         if key not in self.fingerprints:  # reading a large file once is enough
-            self.fingerprints[key] = preparer.fingerprint(params)
+            try:
+                self.fingerprints[key] = preparer.fingerprint(params)
+            except UsageError as error:
+                raise self.file.error(self.where, f"preparation '{spec.what}': {error}") from error
         return PrepareCell(
             label=f"prepare {spec.what} · {self.data.key}",
             data=self.data,
@@ -460,7 +482,10 @@ class _Builder:
 
     def _required_fit(self, spec: FitSpec, asker: str) -> FitCell:
         """A model that another builds on; of another method, it has the suite's shared parameters too."""
-        method = RECOMMENDERS.get(spec.method)
+        try:
+            method = RECOMMENDERS.get(spec.method)
+        except UnknownNameError as error:
+            raise self.file.error(self.where, f"{asker} requires another method: {error}") from error
         shared = {} if spec.method == asker else shared_params(self.file, self.profile, method)
         params = self._validated(method.FitParams, merged(shared, spec.params), f"required {spec.method}")
         return self.fit(spec.method, params, spec.stage, spec.method)

@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -28,6 +28,7 @@ class _Worker:
     process: SpawnProcess
     pipe: connection.Connection
     job: Job | None = None
+    ended: set[str] = field(default_factory=set)
 
 
 class Pool:
@@ -69,16 +70,32 @@ class Pool:
 
     def start(self, job: Job) -> None:
         """Give ``job`` to an idle worker, starting one if there is none."""
-        worker = next((worker for worker in self._workers if worker.job is None), None)
-        if worker is None:
-            worker = self._spawn()
-        worker.job = job
-        worker.pipe.send(job)
+        while True:
+            worker = self._idle() or self._spawn()
+            try:
+                worker.pipe.send(job)
+            except BrokenPipeError:  # it died just now
+                self._drop(worker)
+                continue
+            worker.job, worker.ended = job, set()
+            return
+
+    def _idle(self) -> _Worker | None:
+        """A living worker without a job; dead ones, which nobody waits for, are dropped on the way."""
+        for worker in [worker for worker in self._workers if worker.job is None]:
+            if worker.process.is_alive():
+                return worker
+            self._drop(worker)
+        return None
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.pipe.close()
 
     def wait(self, emit: Callable[[Event], None]) -> list[Job]:
         """Pass on events until some job has ended or half a second is over; return the ended jobs.
 
-        Cells of a worker that died are emitted as failed.
+        Cells that a worker had not ended when it died are emitted as failed.
         """
         running = {worker.pipe: worker for worker in self._workers if worker.job is not None}
         ended = []
@@ -97,6 +114,8 @@ class Pool:
             self._bury(worker, emit)
             return True
         if isinstance(message, Event):
+            if message.kind in ("done", "failed"):
+                worker.ended.add(message.cell)
             emit(message)
             return False
         worker.job = None
@@ -108,21 +127,37 @@ class Pool:
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         hint = "; the system may have run out of memory: use fewer --workers" if code == -signal.SIGKILL else ""
         for cell in worker.job.cells if worker.job else ():
+            if cell.hash in worker.ended:
+                continue
             error = f"the worker process {how}{hint}"
             emit(Event("failed", cell.hash, cell.label, {"error": error, "traceback": error, "unwritten": True}))
-        self._workers.remove(worker)
-        worker.pipe.close()
+        self._drop(worker)
 
     def _spawn(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._settings), daemon=True)
-        with _environment({"OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}):
+        threads = {"OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
+        with _environment(threads), _without_interrupts():
             process.start()
         theirs.close()
         worker = _Worker(process, ours)
         self._workers.append(worker)
         return worker
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back meanwhile.
+
+    A process started within never receives it: before it could say so itself, it would print a
+    traceback of its imports.  Nothing is lost: what arrives meanwhile is delivered at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

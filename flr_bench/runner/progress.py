@@ -143,9 +143,9 @@ class LiveDisplay(Display):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns: tuple[Any, ...] = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # labels may contain brackets
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flr_bench.runner.cell import Cell, canonical_json
 from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells_to_run, run_plan
-from flr_bench.runner.plan import Plan, Selection, make_plan, refuse_missing
+from flr_bench.runner.plan import Plan, Selection, closure, make_plan, refuse_missing
 from flr_bench.runner.progress import Display
 from flr_bench.runner.store import Store, ensure_writable, read_json, write_json
 from flr_bench.runner.suite import find_suite, load_suite, parse_seeds
@@ -70,10 +70,12 @@ class Frontend:
         display: makes the display for so many cells.
         observers: makes the observers; called only if there is something to compute, since
             tracking is slow to import.
+        say: receives lines that the user should know of.
     """
 
     display: Callable[[int], Display]
     observers: Callable[[], Sequence[Observer]]
+    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +120,7 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
     plan = request.plan(folders.cache)
     store.initialise()
     with store.lock():
-        store.write_suite(plan.record())
+        _write_record(plan, store, frontend.say)
         if mode == "strict":
             refuse_missing(plan.missing(store))
         todo = cells_to_run(plan, store, mode)
@@ -130,10 +132,45 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
     return Session(plan, store, computed=True, outcome=outcome)
 
 
+def _write_record(plan: Plan, store: Store, say: Callable[[str], None]) -> None:
+    """Record the suite; tell of what another record of the same version is replaced for."""
+    record = plan.record()
+    path = store.suite_path(str(record["suite"]), str(record["profile"]))
+    reasons = _differences(read_json(path), record) if path.is_file() else []
+    if reasons:
+        say(
+            f"{record['suite']} ({record['profile']}) was recorded otherwise before ({'; '.join(reasons)}): "
+            "tables are of this run from now on, cells are kept; give a changed suite file a new version number"
+        )
+    store.write_suite(record)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What a new record of a suite changes in an old one; seeds that are added change nothing."""
+    fields = ("data", "k", "primary", "settings", "contrasts")
+    changed = [name for name in fields if old.get(name) != new[name]]
+    labels = [[row["label"] for row in record.get("rows", ())] for record in (old, new)]
+    if labels[0] != labels[1]:
+        changed.append("rows")
+    fewer = sorted(set(old.get("seeds", ())) - set(new["seeds"]))
+    reasons = [f"other {', '.join(changed)}"] if changed else []
+    return reasons + ([f"seeds {', '.join(map(str, fewer))} left out"] if fewer else [])
+
+
 def tables_are_current(session: Session, results: Path) -> bool:
-    """Whether the tables in ``results`` were written from just these cells."""
+    """Whether the tables in ``results`` were written from just these cells and failures."""
     stamp = _stamp_path(session)
-    return stamp.is_file() and read_json(stamp) == _stamp(session, results) and _manifest(session, results).is_file()
+    if session.computed or not stamp.is_file():
+        return False
+    written = results / tables_folder(session) / "manifest.json"
+    return read_json(stamp) == _stamp(session, results) and written.is_file()
+
+
+def tables_folder(session: Session) -> Path:
+    """Where the suite's tables go, relative to the results."""
+    from flr_bench.report.reading import results_folder
+
+    return results_folder(session.store.root, session.plan.file.suite.version, session.plan.profile_name)
 
 
 def note_tables(session: Session, results: Path) -> None:
@@ -141,17 +178,15 @@ def note_tables(session: Session, results: Path) -> None:
     write_json(_stamp_path(session), _stamp(session, results))
 
 
-def _manifest(session: Session, results: Path) -> Path:
-    return results / session.plan.file.suite.name / session.plan.profile_name / "manifest.json"
-
-
 def _stamp_path(session: Session) -> Path:
-    name = f"{session.plan.file.suite.name}-{session.plan.profile_name}.json"
+    name = f"{session.plan.file.suite.version}-{session.plan.profile_name}.json"
     return session.store.root / "tables" / name
 
 
 def _stamp(session: Session, results: Path) -> dict[str, Any]:
-    hashes = {cell.hash for row in session.plan.rows for cell in row.cells.values()}
-    present = sorted(name for name in hashes if name in session.store)
-    content = canonical_json([session.plan.record(), present])
-    return {"results": str(results.resolve()), "content": hashlib.sha256(content.encode()).hexdigest()}
+    cells = closure(cell for row in session.plan.rows for cell in row.cells.values())
+    present = sorted(cell.hash for cell in cells if cell.hash in session.store)
+    failures = session.store.failures(cell.hash for cell in cells)
+    content = canonical_json([session.plan.record(), present, failures])
+    where = results.resolve() / tables_folder(session)
+    return {"results": str(where), "content": hashlib.sha256(content.encode()).hexdigest()}

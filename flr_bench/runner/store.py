@@ -5,8 +5,8 @@
     <root>/store.json                        version of the format
     <root>/cells/<hash>/                     cell.json, metrics.json, environment.json, log.txt, model/, …
     <root>/failures/<hash>.json              the last failure of a cell that is not there
-    <root>/suites/<name>-<profile>.json      rows of a suite and the cells behind them
-    <root>/tables/<name>-<profile>.json      what the tables were last written from
+    <root>/suites/<name@n>-<profile>.json    rows of a suite and the cells behind them
+    <root>/tables/<name@n>-<profile>.json    what the tables were last written from
     <root>/tmp/                              cells being computed; removed when the next run starts
 """
 
@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,12 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it
+    os.umask(mask)
+    return mask
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of the store.
 
@@ -81,7 +87,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read ({error}); remove its folder and run again") from error
+        what = "its folder" if path.parent.parent.name == "cells" else "it"  # a cell is whole or not at all
+        raise DamagedFileError(f"{path} cannot be read ({error}); remove {what} and run again") from error
 
 
 class Store:
@@ -166,6 +173,7 @@ class Store:
         An existing cell is replaced only then.  Yields the temporary folder.
         """
         temporary = Path(tempfile.mkdtemp(prefix=f"{cell.hash}-", dir=self.root / "tmp"))
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's only; others may read results
         try:
             yield temporary
             write_json(temporary / "cell.json", cell.record())
@@ -184,11 +192,20 @@ class Store:
         write_json(self.root / "failures" / f"{cell.hash}.json", record)
         return record
 
+    def failures(self, hashes: Iterable[str]) -> dict[str, str]:
+        """The recorded one-line errors among these cells, by hash."""
+        paths = {name: self.root / "failures" / f"{name}.json" for name in hashes}
+        return {name: str(read_json(path).get("error")) for name, path in paths.items() if path.is_file()}
+
     def write_suite(self, record: Mapping[str, Any]) -> Path:
         """Record a suite's rows, so that tables need nothing but the store."""
-        path = self.root / "suites" / f"{record['name']}-{record['profile']}.json"
+        path = self.suite_path(str(record["suite"]), str(record["profile"]))
         write_json(path, record)
         return path
+
+    def suite_path(self, version: str, profile: str) -> Path:
+        """Where the record of a suite lies, or will; every version has its own."""
+        return self.root / "suites" / f"{version}-{profile}.json"
 
     def seconds_by_cost(self) -> dict[tuple[str, ...], list[float]]:
         """Seconds that past cells took, by :attr:`Cell.cost_key`."""

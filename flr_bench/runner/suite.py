@@ -47,6 +47,13 @@ class Profile(Params):
     splits: tuple[SplitParams, ...] | None = Field(None, min_length=1, description="in place of the suite's one split")
     seeds: int | tuple[int, ...] | None = Field(None, description="in place of the suite's seeds")
 
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        if value is not None:
+            resolve_seeds(value)
+        return value
+
 
 class RecommenderEntry(Params):
     """One entry of a suite; it makes one row per stage and decoding listed."""
@@ -236,7 +243,10 @@ def load_suite(path: Path) -> SuiteFile:
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}:1: a suite file is a mapping with the fields {', '.join(Suite.model_fields)}")
     lines: dict[Location, int] = {}
-    content = _values(node, (), lines, path)
+    try:
+        content = _values(node, (), lines, path)
+    except RecursionError as error:
+        raise UsageError(f"{path}:1: a field contains itself (a YAML anchor within its own value)") from error
     try:
         suite = Suite.model_validate(content)
     except ValidationError as error:

@@ -520,11 +520,17 @@ def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
     pq.write_table(pa.table(columns), path)
 
 
+def _ignore_record(record: logging.LogRecord) -> None:
+    del record
+
+
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Send the root logger's messages and warnings to the cell's log meanwhile."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    # On a full disk logging would print a traceback per message; closing the file fails once, and that is told.
+    handler.handleError = _ignore_record  # type: ignore[method-assign]
     root, cells = logging.getLogger(), logging.getLogger("flr_bench")
     level = cells.level
     root.addHandler(handler)

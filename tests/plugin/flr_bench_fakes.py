@@ -82,6 +82,7 @@ class FakeRankParams(Params):
 
     decoding: Literal["plain", "d3"] = "plain"
     control: Literal["none", "noise"] = "none"
+    assistant: str = "fake_counts"
 
 
 @RECOMMENDERS.register("fake_llm")
@@ -110,7 +111,7 @@ class FakeLlm(Recommender):
 
     @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:
-        return {"assistant": FitSpec("fake_counts", {})} if params.decoding == "d3" else {}
+        return {"assistant": FitSpec(params.assistant, {})} if params.decoding == "d3" else {}
 
     def fit(self, data: Split, context: FitContext) -> FitReport:
         params = self.params

@@ -111,13 +111,13 @@ def write_store(root: Path, suite: SyntheticSuite | None = None) -> Path:
         "data_manifests": {name: {"checksum": "0" * 8, "statistics": {"items": 1682}} for name in suite.data},
         "rows": rows,
     }
-    _json(root / "suites" / f"{suite.name}-cpu.json", record)
+    _json(root / "suites" / f"{suite.name}@1-cpu.json", record)
     return root
 
 
 def drop_rank(root: Path, suite: str, label: str, seed: int, *, error: str | None = None) -> str:
     """Take a ranking out of a store, as if it had failed; returns its hash."""
-    record = json.loads((root / "suites" / f"{suite}-cpu.json").read_text())
+    record = json.loads((root / "suites" / f"{suite}@1-cpu.json").read_text())
     row = next(r for r in record["rows"] if r["label"] == label)
     cell = str(row["cells"][record["data"][0]][str(seed)]["rank"])
     shutil.rmtree(root / "cells" / cell)

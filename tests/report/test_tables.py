@@ -4,7 +4,9 @@ import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,8 +16,11 @@ from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.evaluation.metrics import metric_at
 from flr_bench.evaluation.significance import clustered_difference
 from flr_bench.report import ResultsFolderError, summary_table, write_tables
+from flr_bench.report.captions import caption, missing_notes
 from flr_bench.report.comparisons import Comparison, holm
+from flr_bench.report.cost import cost_table
 from flr_bench.report.reading import StoreReader
+from flr_bench.report.render import Table
 from flr_bench.report.tables import reference_row
 from tests.report.synthetic_store import ABLATION_ROWS, MAIN_ROWS, RowSpec, SyntheticSuite, drop_rank, write_store
 
@@ -88,7 +93,8 @@ def test_contrasts_are_clustered_by_user_and_corrected(written: tuple[Path, Path
 def test_holm_against_numbers_by_hand() -> None:
     ps = (0.01, 0.04, None, 0.03)
     corrected = holm([Comparison("a", "b", None, p, None, 1, 1) for p in ps])
-    assert [c.p_holm for c in corrected] == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    # Four contrasts are declared, whether or not all can be computed yet.
+    assert [c.p_holm for c in corrected] == [pytest.approx(0.04), pytest.approx(0.09), None, pytest.approx(0.09)]
 
 
 def test_a_missing_cell_is_a_gap_with_a_count_and_is_never_averaged_away(tmp_path: Path) -> None:
@@ -255,3 +261,76 @@ def test_damaged_and_foreign_stores_are_refused(tmp_path: Path) -> None:
     next((store / "cells").glob("*/per_example.parquet")).write_bytes(b"PAR1")
     with pytest.raises(DamagedFileError, match="per_example"):
         write_tables(store, tmp_path / "results", None, None)
+
+
+def edit_record(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = next((store / "suites").glob("main*.json"))
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_a_caption_names_the_split_of_its_own_data(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", FEW)
+
+    def other_split(record: dict[str, Any]) -> None:
+        record["data_manifests"]["ml-100k"]["recipe"] = {"split": {"name": "leave_one_out"}}
+
+    edit_record(store, other_split)
+    view = StoreReader(store).suites(["main"], None)[0]
+    assert "split leave_one_out, history" in caption(view, "ml-100k")
+
+
+def test_a_row_costs_what_its_assistant_costs_too(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", FEW)
+    before = cost_table(StoreReader(store).suites(["main"], None)[0], "ml-100k")
+
+    def assisted(record: dict[str, Any]) -> None:
+        sasrec, last = record["rows"][2]["cells"]["ml-100k"], record["rows"][-1]["cells"]["ml-100k"]
+        for seed, refs in last.items():
+            refs["assistants"] = sasrec[seed]["fits"]
+
+    edit_record(store, assisted)
+    view = StoreReader(store).suites(["main"], None)[0]
+    train = [column.key for column in before.columns].index("train_seconds")
+    label = FEW.rows[-1].label
+
+    def seconds(table: Table, label: str) -> float:
+        return next(row[train].value for row in table.rows if row[1].text == label)
+
+    after = cost_table(view, "ml-100k")
+    assert seconds(after, label) == pytest.approx(seconds(before, label) + seconds(before, "sasrec"))
+    (store / "failures").mkdir(exist_ok=True)
+    drop_rank(store, "main", label, 0)
+    assistant = view.row("sasrec").cells["ml-100k"]["0"].fits[0]
+    (store / "failures" / f"{assistant}.json").write_text(json.dumps({"error": "no assistant"}))
+    view = StoreReader(store).suites(["main"], None)[0]
+    assert f"{label}, seed 0: no assistant" in missing_notes(view, "ml-100k")
+
+
+def test_an_older_version_keeps_its_own_folder(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", SyntheticSuite(rows=MAIN_ROWS[:2], contrasts=()))
+    first = json.loads((store / "suites" / "main@1-cpu.json").read_text())
+    views = StoreReader(store).suites(None, None)
+    assert [view.folder for view in views] == [Path("main/cpu")]
+    (store / "suites" / "main@10-cpu.json").write_text(json.dumps({**first, "suite": "main@10"}))
+    (store / "suites" / "main@2-gpu.json").write_text(json.dumps({**first, "suite": "main@2", "profile": "gpu"}))
+    folders = {view.version: view.folder.as_posix() for view in StoreReader(store).suites(None, None)}
+    assert folders == {"main@1": "main@1/cpu", "main@10": "main/cpu", "main@2": "main/gpu"}
+
+
+def test_files_that_are_not_made_any_more_are_removed_and_no_others(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", SyntheticSuite(rows=MAIN_ROWS[:2], contrasts=()))
+    folder = tmp_path / "results/main/cpu"
+    write_tables(store, tmp_path / "results", None, None)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    outside, old, mine = tmp_path / "results/main/kept.md", folder / "figures/old.png", folder / "notes.md"
+    for path in (outside, old, mine):
+        path.write_text("x")
+    manifest["files"] |= {"figures/old.png": "", "../kept.md": "", str(mine): "", "": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_tables(store, tmp_path / "results", None, None)
+    assert not old.exists()
+    assert outside.exists()
+    assert mine.exists()
+    assert (folder / "main.md").is_file()

@@ -95,8 +95,11 @@ def test_a_run_leaves_whole_cells_and_a_second_does_nothing(write_suite: WriteSu
             assert fit["report"]["stopped_by"] == "budget"
             assert "epoch 1/" in (store.folder(cell.fit.hash) / "log.txt").read_text()
             assert not (store.folder(cell.fit.hash) / "scratch").exists()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "runs" / "cells").iterdir()} == {0o777 & ~mask}
     assert not list((tmp_path / "runs" / "tmp").iterdir())
-    assert json.loads((tmp_path / "runs" / "suites" / "fake-cpu.json").read_text())["name"] == "fake"
+    assert json.loads((tmp_path / "runs" / "suites" / "fake@1-cpu.json").read_text())["name"] == "fake"
     again, events = go(write_suite(), tmp_path, observers=(watcher,))
     assert not again.computed
     assert not events

@@ -58,6 +58,8 @@ def test_the_record_names_the_cells_behind_each_row(make: Callable[..., Plan]) -
     known = {cell.hash: cell for cell in plan.cells}
     assert isinstance(known[cell["rank"]], RankCell)
     assert [known[fit].stage for fit in cell["fits"]] == ["sft", "rl"]
+    assert [known[fit].method for fit in cell["assistants"]] == ["fake_counts"]
+    assert record["rows"][5]["cells"]["fake-data"]["1"]["assistants"] == []
     assert record["rows"][5]["control"] == "reward_b"
     assert record["settings"]["budgets"]["sft"]["epochs"] == 3
     assert record["data_manifests"]["fake-data"]["statistics"]["items"] == 15

@@ -42,6 +42,12 @@ def plan_error(path: Path, tmp_path: Path) -> str:
         ("      rl: {epochs: 2, watch: ndcg@3}", "", 19, "no budget for the stage 'rl'"),
         ("workers: 1", "workers: 1\n    thread: 2", 17, "unknown field 'thread': did you mean threads"),
         ("version: fake@1", "version: fake", 1, "version"),
+        ("workers: 1", "workers: 1\n    seeds: [1, 1]", 17, "profiles.cpu.seeds: seed 1 is given twice"),
+        ("      sft: {epochs: 3", "      stf: {epochs: 3", 21, "budgets.stf: unknown stage 'stf': did you mean sft"),
+        ("rl: {epochs: 2, watch: ndcg@3}", "rl: {epochs: 2, watch: loss}", 22, "budgets.rl.watch: expected 'nll' or"),
+        ("rl: {epochs: 2, watch: ndcg@3}", "rl: {epochs: 2, watch: nddcg@3}", 22, "did you mean ndcg"),
+        ("shared:\n  llm: {noise: 0.7}", "shared: &a\n  llm: *a", 1, "contains itself"),
+        ("{name: fake_llm, stages", "{name: fake_llm, rank: {assistant: fake_cuonts}, stages", 10, "requires another"),
         ("version: fake@1", "version: [", 3, "not valid YAML"),
     ],
 )

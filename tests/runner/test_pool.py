@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flr_bench.runner.pool import Pool
+from flr_bench.runner.work import Event, Job, WorkSettings
+
+
+def job(*hashes: str) -> Job:
+    cells: Any = tuple(SimpleNamespace(hash=name, label=name) for name in hashes)
+    return Job(cells)
+
+
+class FakeWorkshop:
+    """Dies in a cell called ``die``; takes the place of the real one in the workers."""
+
+    def __init__(self, settings: WorkSettings) -> None:
+        pass
+
+    def run(self, job: Job, emit: Any) -> None:
+        for cell in job.cells:
+            if cell.hash == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            emit(Event("done", cell.hash, cell.label, {"seconds": 0.0}))
+
+
+def drain(pool: Pool) -> list[tuple[str, str]]:
+    events: list[Event] = []
+    while not pool.wait(events.append):
+        pass
+    return [(event.kind, event.cell) for event in events]
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pool:
+    """Worker processes by fork, so that the fake workshop is theirs too."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr("flr_bench.runner.pool.multiprocessing.get_context", lambda _: context)
+    monkeypatch.setattr("flr_bench.runner.pool.Workshop", FakeWorkshop)
+    return Pool(WorkSettings(tmp_path, tmp_path, {}), 1, 1)
+
+
+def test_cells_that_ended_before_a_worker_died_stay_done(pool: Pool) -> None:
+    with pool:
+        pool.start(job("a", "die", "b"))
+        assert drain(pool) == [("done", "a"), ("failed", "die"), ("failed", "b")]
+
+
+def test_an_idle_worker_that_died_is_replaced(pool: Pool) -> None:
+    with pool:
+        pool.start(job("a"))
+        assert drain(pool) == [("done", "a")]
+        process = pool._workers[0].process
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        pool.start(job("b"))
+        assert drain(pool) == [("done", "b")]
+
+
+def test_workers_never_receive_ctrl_c(pool: Pool) -> None:
+    with pool:
+        pool.start(job("a"))
+        status = Path(f"/proc/{pool._workers[0].process.pid}/status")
+        if status.is_file():
+            blocked = next(line for line in status.read_text().splitlines() if line.startswith("SigBlk"))
+            assert int(blocked.split()[1], 16) & 1 << (signal.SIGINT - 1)
+        drain(pool)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())

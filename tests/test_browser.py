@@ -1,0 +1,83 @@
+"""MLflow's own pages, as a browser shows them, on what a run mirrors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flr_bench.tracking import Tracker, ui_command
+from tests.report.synthetic_store import RowSpec, SyntheticSuite, write_store
+
+ROWS = (RowSpec("sasrec", "sasrec", "sequential", 0.1), RowSpec("caser", "caser", "sequential", 0.1))
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """The address of the experiment's page, and the id of a ranking's run."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = write_store(tmp_path / "runs", SyntheticSuite(rows=ROWS, seeds=(0,), contrasts=()))
+    tracker = Tracker(None, tmp_path / "mlruns")
+    assert tracker.sync(store) == 4
+    experiment = tracker._client.get_experiment_by_name("main@1").experiment_id
+    (run,) = tracker._client.search_runs([experiment], "tags.method = 'sasrec' and tags.kind = 'rank'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            ui_command(None, tmp_path / "mlruns", port), env=environment, cwd=tmp_path, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{address}/health", server, tmp_path / "server.log")
+        yield f"{address}/#/experiments/{experiment}/runs", run.info.run_id
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(log.read_text())
+
+
+def page(address: str, folder: Path) -> str:
+    """What Chromium shows at ``address``, as HTML; its clock runs only while nothing is being loaded."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1600,1200"]
+    options += [f"--user-data-dir={folder}", "--virtual-time-budget=60000", "--dump-dom"]
+    return subprocess.run([program, *options, address], capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.browser
+def test_mlflow_shows_the_runs_by_name(served: tuple[str, str], tmp_path: Path) -> None:
+    address, run = served
+    experiment = page(address, tmp_path / "browser")
+    assert "main@1 cpu" in experiment, "the invocation; its cells are folded below it"
+    shown = page(f"{address}/{run}", tmp_path / "browser")
+    assert "rank sasrec · ml-100k · seed 0" in shown
+    assert "ndcg_at_10" in shown
