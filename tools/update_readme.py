@@ -17,7 +17,7 @@ RESULTS = Path("results/main/cpu")
 
 
 def results() -> str:
-    """The main table and its figure, as published; empty as long as nothing is published."""
+    """The main table, without the differences below it, and its figure; empty as long as nothing is published."""
     table = ROOT / RESULTS / "main.md"
     if not table.is_file():
         return ""
@@ -27,7 +27,8 @@ def results() -> str:
         if figures
         else []
     )
-    return "\n\n".join([table.read_text(encoding="utf-8").strip(), *shown])
+    text = table.read_text(encoding="utf-8").partition("\n### Differences")[0]
+    return "\n\n".join([text.strip(), *shown])
 
 
 def methods() -> str:

@@ -169,10 +169,11 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
 
 
 def _plain_log_ticks(axes: Axes) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, written out instead of as powers."""
+    """Ticks written out instead of as powers: at 1, 2 and 5 times powers of ten, over a wide range at powers only."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -186,51 +187,62 @@ def _cost_points(view: SuiteView, data: str) -> Iterator[tuple[Row, float, Any]]
 
 # ---------------------------------------------------------------- training curves
 def curves_figure(view: SuiteView, data: str) -> Figure | None:
-    """Every curve that two or more epochs were recorded of: mean over seeds, and their range.
+    """Curves of training: the mean over seeds, and their range where few models share a panel.
 
-    Curves of one name share a panel; its axis is its own, since losses and metrics differ.
+    Curves of one stage and name share a panel; its axis is its own, since losses and metrics differ.
     """
     import seaborn as sns
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     trained = [fit for fit in fits(view, data) if len(fit.cells) == len(fit.hashes)]
-    names = _curve_names(trained)
-    if not names:
+    panels = _panels(trained)
+    if not panels:
         return None
-    labels = [fit.label for fit in trained if any(_points(fit, name) for name in names)]
+    drawn = [fit for fit in trained if any(fit in shown for shown in panels.values())]
+    labels = [fit.label for fit in drawn]
     palette = dict(zip(labels, sns.color_palette("husl", len(labels)), strict=True))
     dashes = {label: DASHES[i % len(DASHES)] for i, label in enumerate(labels)}
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
     figure = Figure(figsize=(4.0 * columns + 0.4, 2.8 * lines + 0.3 * -(-len(labels) // 3) + 0.4), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
-    for axes, name in zip(grid.flat, names, strict=False):
-        for fit in trained:
-            points = _points(fit, name)
-            if points:
-                epochs, values = zip(*points, strict=True)
-                look = {"color": palette[fit.label], "linestyle": dashes[fit.label]}
-                sns.lineplot(x=epochs, y=values, errorbar=("pi", 100), ax=axes, **look)
-        axes.set_title(name.replace("_", " "), loc="left")
+    for axes, ((stage, name), shown) in zip(grid.flat, panels.items(), strict=False):
+        for fit in shown:
+            epochs, values = zip(*_points(fit, name), strict=True)
+            look = {"color": palette[fit.label], "linestyle": dashes[fit.label]}
+            band = ("pi", 100) if len(shown) <= MOST_BANDS else None
+            sns.lineplot(x=epochs, y=values, errorbar=band, ax=axes, **look)
+        axes.set_title(f"{stage}: {name.replace('_', ' ')}", loc="left")
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    for axes in grid.flat[len(names) :]:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     _model_legend(figure, palette, dashes)
     return figure
 
 
-def _curve_names(trained: Sequence[Fit]) -> list[str]:
-    """What was watched first, then losses, then the rest in alphabetical order; at most twelve."""
-    names = {
-        name
-        for fit in trained
-        for cell in fit.cells
-        for name, points in (cell.report.get("curves") or {}).items()
-        if len(points) > 1
+#: Ranges over seeds hide one another where more models than this share a panel.
+MOST_BANDS = 4
+#: Curves that are drawn: what was watched, what was minimised, what reinforcement did.
+CURVES = ("ndcg@10", "valid_ndcg@10", "valid_nll", "nll", "loss", "valid_reward", "reward", "between_prompt_share")
+
+
+def _panels(trained: Sequence[Fit]) -> dict[tuple[str, str], list[Fit]]:
+    """The fits to draw for each stage and curve that some fit has more than one point of."""
+    stages = dict.fromkeys(_stage(fit) for fit in trained)
+    found = {
+        (stage, name): [
+            fit for fit in trained if _stage(fit) == stage and len({epoch for epoch, _ in _points(fit, name)}) > 1
+        ]
+        for stage in stages
+        for name in CURVES
     }
-    return sorted(names, key=lambda n: (not n.startswith(("valid", "nll", "ndcg")), "loss" not in n, n))[:12]
+    return {key: shown for key, shown in found.items() if shown}
+
+
+def _stage(fit: Fit) -> str:
+    return str(fit.cells[0].inputs.get("stage", "fit")) if fit.cells else "fit"
 
 
 def _points(fit: Fit, name: str) -> list[tuple[float, float]]:
