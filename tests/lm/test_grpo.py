@@ -328,3 +328,13 @@ def test_parameters_that_contradict_are_refused():
     assert LatentGrpoParams(baseline="shuffled", estimator="gaussian_score").advantage_kind == "group_mean"
     assert LatentGrpoParams(baseline="shuffled").advantage_kind == "noise_free_batch_mean"
     assert LatentGrpoParams(baseline="none").advantage_kind is None
+
+
+def test_shuffled_signs_keep_magnitudes_and_leave_out_what_does_not_count():
+    advantage = torch.tensor([[0.0, 2.0, -1.0, 3.0], [5.0, 0.0, -4.0, -6.0]])
+    for counts in (True, False):
+        mixed = shuffled_signs(advantage, torch.Generator().manual_seed(1), scope=2, noise_free_counts=counts)
+        assert torch.equal(mixed.abs(), advantage.abs())
+        assert sorted(mixed.sign().flatten().tolist()) == sorted(advantage.sign().flatten().tolist())
+        if not counts:
+            assert torch.equal(mixed[:, 0], advantage[:, 0])
