@@ -25,7 +25,6 @@ app = typer.Typer(
     help="A benchmark of latent reasoning for LLM-based sequential recommendation.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 methods_app = typer.Typer(help="List the registered methods, or show one of them.", rich_markup_mode=None)
@@ -41,11 +40,37 @@ app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
 
+
+def _complete_suite(incomplete: str) -> list[str]:
+    from flr_bench.runner.suite import bundled_suites
+
+    return [name for name in bundled_suites() if name.startswith(incomplete)]
+
+
+def _complete_method(incomplete: str) -> list[str]:
+    from flr_bench.registry import RECOMMENDERS
+
+    return [name for name in RECOMMENDERS.names() if name.startswith(incomplete)]
+
+
+def _complete_data(incomplete: str) -> list[str]:
+    from flr_bench.registry import SOURCES
+
+    return [name for name in SOURCES.names() if name.startswith(incomplete)]
+
+
 Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
 Cache = Annotated[Path, typer.Option("--cache", envvar="FLR_BENCH_CACHE", help="Prepared data and backbones.")]
 Mlruns = Annotated[Path, typer.Option("--mlruns", envvar="FLR_BENCH_MLRUNS", help="MLflow's database and artifacts.")]
 Results = Annotated[Path, typer.Option("--results", envvar="FLR_BENCH_RESULTS", help="Tables and figures.")]
-SuiteName = Annotated[str, typer.Option("--suite", help="A bundled suite (smoke, main, ablations) or a YAML file.")]
+SuiteName = Annotated[
+    str,
+    typer.Option(
+        "--suite", help="A bundled suite (smoke, main, ablations) or a YAML file.", autocompletion=_complete_suite
+    ),
+]
+MethodName = Annotated[str, typer.Argument(autocompletion=_complete_method)]
+DataName = Annotated[str, typer.Argument(autocompletion=_complete_data)]
 ProfileName = Annotated[str, typer.Option("--profile", help="How large: a profile of the suite, e.g. cpu, gpu, paper.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or the seeds themselves: 0,1,2.")]
 Only = Annotated[str | None, typer.Option("--only", help="Methods or labels to run, separated by commas.")]
@@ -307,7 +332,7 @@ def methods(context: typer.Context) -> None:
 
 
 @methods_app.command("show")
-def methods_show(name: str) -> None:
+def methods_show(name: MethodName) -> None:
     """Show a method's documentation and parameters: defaults, meaning, ranges."""
     from flr_bench.runner.describe import method_text
 
@@ -324,7 +349,7 @@ def data_list() -> None:
 
 
 @data_app.command("show")
-def data_show(name: str, cache: Cache = CACHE) -> None:
+def data_show(name: DataName, cache: Cache = CACHE) -> None:
     """Prepare a data set if need be and print its statistics as JSON."""
     from flr_bench.data.prepared import describe, prepare
 

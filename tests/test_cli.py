@@ -192,3 +192,19 @@ def test_failures_and_replaced_records_reach_the_tables(tmp_path: Path, suite: P
     done = flr_bench(tmp_path, *arguments, "--mode", "only-cached", "--seeds", "1")
     assert "tiny@1 (cpu) was recorded otherwise before (seeds 1 left out)" in done.stderr
     assert "asked to fail" in (tmp_path / "results/tiny/cpu/main.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("abl", "ablate"), ("run --suite sm", "smoke"), ("methods show sas", "sasrec"), ("data show ml", "ml-100k")],
+)
+def test_shell_completion(words, expected):
+    environment = {
+        **os.environ,
+        "_FLR_BENCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"flr-bench {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    code = "import sys; sys.argv = ['flr-bench']; from flr_bench.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [expected], done.stderr
