@@ -488,7 +488,8 @@ class _Builder:
             raise self.file.error(self.where, f"{asker} requires another method: {error}") from error
         shared = {} if spec.method == asker else shared_params(self.file, self.profile, method)
         params = self._validated(method.FitParams, merged(shared, spec.params), f"required {spec.method}")
-        return self.fit(spec.method, params, spec.stage, spec.method)
+        # An earlier stage of the entry's own method is called as the entry is: ablations train many of them.
+        return self.fit(spec.method, params, spec.stage, None if spec.method == asker else spec.method)
 
     def _validated(self, model: Callable[..., Any], params: Mapping[str, Any], what: str) -> Params:
         try:
