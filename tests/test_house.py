@@ -87,10 +87,8 @@ def test_wheel_holds_packages_suites_and_licence(wheel: Path) -> None:
     assert not [name for name in names if name.split("/")[0] in {"tests", "results", "tools", "examples"}]
 
 
-@pytest.mark.parametrize(("suite", "method"), [("smoke", "sasrec"), ("main", "sasrec"), ("ablations", "flr")])
-def test_installed_wheel_plans_its_suites_in_an_empty_folder(
-    site: Path, suite: str, method: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("suite", "row"), [("smoke", "sasrec"), ("main", "sasrec"), ("ablations", "full · sft")])
+def test_installed_wheel_plans_its_suites_in_an_empty_folder(site: Path, suite: str, row: str, tmp_path: Path) -> None:
     cwd = tmp_path / "empty"
     cwd.mkdir()
     env = environment(PYTHONPATH=str(site), FLR_BENCH_CACHE=str(tmp_path / "cache"))
@@ -100,7 +98,7 @@ def test_installed_wheel_plans_its_suites_in_an_empty_folder(
     command = [str(site / "bin" / "flr-bench"), "plan", "--suite", suite]
     planned = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert planned.returncode == 0, planned.stderr
-    assert f"fit {method}" in planned.stdout
+    assert f"fit {row}" in planned.stdout
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
