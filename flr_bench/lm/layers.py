@@ -1,0 +1,134 @@
+"""Other ways to run a model's decoder layers in training: computed again in the backward pass, or compiled.
+
+``transformers`` switches the key/value cache off together with its own activation checkpointing, and
+the branches live on that cache.  Here a layer's ``forward`` is replaced for the time of training.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from flr_bench.errors import UsageError
+
+Forward = Callable[..., Any]
+KeysValues = tuple[Tensor, Tensor]
+
+
+@contextmanager
+def prepared_layers(model: nn.Module, *, recompute: bool = False, compiled: bool = False) -> Iterator[None]:
+    """Run the decoder layers of ``model`` in another way meanwhile; its weights and results stay what they are.
+
+    Args:
+        model: a ``transformers`` causal language model, also inside a peft wrapper.
+        recompute: keep only a layer's inputs for the backward pass and compute the rest again there.  Keys and
+            values that leave a layer through the cache keep their graph.
+        compiled: run the layers through ``torch.compile``, for any length.  Other sums, so other rounding.
+
+    Raises:
+        UsageError: the model's layers cannot be found, or nothing can be compiled here.
+    """
+    if not (recompute or compiled):
+        yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        wanted = "compile" if compiled else "activation_checkpointing"
+        raise UsageError(f"{wanted} knows no decoder layers in {type(model).__name__}; leave it out")
+    if compiled:
+        _require_compiler(next(model.parameters()).device)
+    with _many_variants() if compiled else nullcontext():
+        for index, layer in enumerate(layers):
+            forward: Forward = _compiled(layer, index) if compiled else layer.forward
+            layer.forward = _recomputed(forward) if recompute else forward
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward  # the class's own again
+
+
+def _recomputed(forward: Forward) -> Forward:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+class _OneLayer:
+    """Stands in for the whole cache while one layer runs: tensors in, tensors out, so that it can be compiled."""
+
+    def __init__(self, past: Sequence[KeysValues]) -> None:
+        self._past = past
+        self.new: KeysValues
+
+    def update(self, keys: Tensor, values: Tensor, *_args: object, **_kwargs: object) -> KeysValues:
+        self.new = (keys, values)
+        if not self._past:
+            return keys, values
+        return (
+            torch.cat([*(keys for keys, _ in self._past), keys], dim=-2),
+            torch.cat([*(values for _, values in self._past), values], dim=-2),
+        )
+
+
+def _run(layer: nn.Module, past: Sequence[KeysValues], arguments: dict[str, Any]) -> tuple[Any, KeysValues]:
+    """One layer's output, and the keys and values of its new tokens."""
+    cache = _OneLayer(past)
+    # The class's forward: the layer's own is what calls this.
+    output = type(layer).forward(layer, **{**arguments, "past_key_values": cache})
+    return output, cache.new
+
+
+def _compiled(layer: nn.Module, index: int) -> Forward:
+    """Compiled where the cache holds plain tensors, as in training; a search's growing buffers are left alone."""
+    plain, signature = layer.forward, inspect.signature(layer.forward)
+    fast = torch.compile(_run, dynamic=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        arguments.pop("kwargs", None)
+        cache = arguments.get("past_key_values")
+        slot = cache.layers[index] if cache is not None else None
+        if slot is None or torch.is_inference_mode_enabled() or not isinstance(slot.past, tuple):
+            return plain(*args, **kwargs)
+        output, new = fast(layer, slot.past, arguments)
+        slot.keys, slot.values = new
+        return output
+
+    return run
+
+
+def _many_variants() -> AbstractContextManager[None]:
+    """Room for what training needs of one layer: with and without gradient, mask, past, and single examples."""
+    import torch._dynamo
+
+    found: AbstractContextManager[None] = torch._dynamo.config.patch(recompile_limit=64)
+    return found
+
+
+def _require_compiler(device: torch.device) -> None:
+    """Compile something small.
+
+    Raises:
+        UsageError: that failed.
+    """
+    import torch._dynamo
+
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(3, device=device))
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError, ImportError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UsageError(
+            f"compile: true cannot be had on this machine ({lines[0][:200]}); install a C++ compiler or leave it out"
+        ) from error
