@@ -45,23 +45,14 @@ def prepared_layers(model: nn.Module, *, recompute: bool = False, compiled: bool
     if compiled:
         _require_compiler(next(model.parameters()).device)
     with _many_variants() if compiled else nullcontext():
+        run = torch.compile(_run, dynamic=True) if compiled else _run
         for index, layer in enumerate(layers):
-            forward: Forward = _compiled(layer, index) if compiled else layer.forward
-            layer.forward = _recomputed(forward) if recompute else forward
+            layer.forward = _through(layer, index, _recomputed(run) if recompute else run)
         try:
             yield
         finally:
             for layer in layers:
                 del layer.forward  # the class's own again
-
-
-def _recomputed(forward: Forward) -> Forward:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return run
 
 
 class _OneLayer:
@@ -89,12 +80,21 @@ def _run(layer: nn.Module, past: Sequence[KeysValues], arguments: dict[str, Any]
     return output, cache.new
 
 
-def _compiled(layer: nn.Module, index: int) -> Forward:
-    """Compiled where the cache holds plain tensors, as in training; a search's growing buffers are left alone."""
-    plain, signature = layer.forward, inspect.signature(layer.forward)
-    fast = torch.compile(_run, dynamic=True)
+def _recomputed(run: Forward) -> Forward:
+    def again(*args: Any) -> Any:
+        return checkpoint(run, *args, use_reentrant=False) if torch.is_grad_enabled() else run(*args)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    return again
+
+
+def _through(layer: nn.Module, index: int, run: Forward) -> Forward:
+    """The layer's ``forward`` by way of ``run``, where the cache holds plain tensors.
+
+    A search's growing buffers, and passes without a cache, are left alone.
+    """
+    plain, signature = layer.forward, inspect.signature(layer.forward)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         arguments.pop("kwargs", None)
@@ -102,11 +102,10 @@ def _compiled(layer: nn.Module, index: int) -> Forward:
         slot = cache.layers[index] if cache is not None else None
         if slot is None or torch.is_inference_mode_enabled() or not isinstance(slot.past, tuple):
             return plain(*args, **kwargs)
-        output, new = fast(layer, slot.past, arguments)
-        slot.keys, slot.values = new
+        output, (slot.keys, slot.values) = run(layer, slot.past, arguments)
         return output
 
-    return run
+    return forward
 
 
 def _many_variants() -> AbstractContextManager[None]:
