@@ -31,7 +31,7 @@ from flr_bench.lm.layers import prepared_layers
 from flr_bench.lm.model import LatentModel, validation_nll
 from flr_bench.lm.params import LatentGrpoParams, SftParams
 from flr_bench.lm.sft import SftJob, sft_backward, train_sft
-from flr_bench.lm.training import TrainingLog, Updater, Watch
+from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, train
 from flr_bench.report.figures import MOST_POINTS, thinned
 from flr_bench.report.reading import StoreReader
 from flr_bench.report.training import training_table
@@ -162,6 +162,47 @@ def test_bfloat16_weights_come_back_bit_for_bit(tmp_path):
         return layer.weight
 
     assert torch.equal(run(checkpoints=keeping(tmp_path)), run())
+
+
+class Counting(Stage):
+    """Counts its updates in a state of its own."""
+
+    shown = "count"
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def state(self):
+        return {"count": self.count}
+
+    def resume(self, state):
+        self.count = state["count"]
+
+    def begin_epoch(self):
+        pass
+
+    def update(self, updater, rows):
+        self.count += len(rows) // 2
+        updater.zero()
+        updater.parameters[0].grad = torch.ones_like(updater.parameters[0])
+        updater.step()
+        return {"count": self.count}
+
+    def note_epoch(self, log, epoch, means, watched):
+        assert watched == 1.0
+        log.note("count", epoch, means["count"])
+
+
+def test_a_stage_keeps_what_its_updates_change(tmp_path):
+    def run(progress=lambda _: None):
+        weight = torch.nn.Parameter(torch.zeros(2))
+        updater = Updater([([weight], 1e-2)], weight_decay=0, warmup=0, total=8, max_norm=1.0)
+        order, still = np.random.default_rng(0), Watch("nll", lambda: 1.0, higher_is_better=False)
+        return train(Counting(), Course(8, 2, order, still, Budget(2), progress, keeping(tmp_path)), updater)
+
+    with pytest.raises(Stop):
+        run(stop_at(2, 2))
+    assert run().curves == {"count": [(1, 2.5), (2, 6.5)]}
 
 
 def truncate(file: Path) -> None:
