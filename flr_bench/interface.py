@@ -176,11 +176,14 @@ class Ranking:
         scores: ``[n, k]`` float32, finite, non-increasing along each row.
         measurements: figures about the ranking as a whole (for example ``alpha`` or ``proven``).
             ``reused_seconds`` is time spent earlier on work that this ranking shares.
+        per_example: figures about each example's list, ``[n]`` each (for example ``proven``); they
+            are kept beside the ranking, under names other than ``example``, ``items`` and ``scores``.
     """
 
     items: Int32s
     scores: Float32s
     measurements: Mapping[str, float] = field(default_factory=dict)
+    per_example: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 RankFn = Callable[[Examples, int], Ranking]
