@@ -170,10 +170,20 @@ class SearchRow:
 
 @dataclass(frozen=True)
 class SearchData:
-    """All comparisons on one data set, with what the table says around them."""
+    """All comparisons on one data set, with what table and figure say around them.
+
+    Attributes:
+        data: the data set.
+        key: name for LaTeX labels.
+        where: suite, profile and data, above the figure.
+        caption: counts and settings, as above every table of the suite.
+        notes: what is missing.
+        rows: models by searches.
+    """
 
     data: str
     key: str
+    where: str
     caption: str
     notes: tuple[str, ...]
     rows: tuple[SearchRow, ...]
@@ -243,8 +253,9 @@ def _measure_data(view: SuiteView, data: str, rows: Sequence[tuple[Row, Json]]) 
         finished = tuple(one for one in found if one is not None)
         measured.append(SearchRow(mark["model"], mark["beams"], int(mark["k"]), fits, finished))
     key = f"{view.name}-{view.profile}-{data}-search"
-    around = [*missing_notes(view, data), *_excluded(view)]
-    return SearchData(data, key, caption(view, data), tuple(around), tuple(measured))
+    where = f"{view.version}, {view.profile} profile, {data}"
+    notes = (*missing_notes(view, data), *_excluded(view))
+    return SearchData(data, key, where, caption(view, data), notes, tuple(measured))
 
 
 def _excluded(view: SuiteView) -> list[str]:

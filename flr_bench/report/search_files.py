@@ -189,13 +189,13 @@ def search_figure(found: SearchData) -> Figure | None:
         axes.set_xlim(-0.6, len(widths) - 0.4)
         axes.set_xlabel("beams")
         axes.grid(visible=False, axis="x")
-    left.set_ylim(bottom=0)
+    left.set_ylim(bottom=-0.02 * left.get_ylim()[1])  # a mark at zero is whole
     left.set_ylabel("items of the true top k missed, %")
     left.set_title("mean and standard deviation over seeds", loc="left")
     right.axhline(0, color="0.3", lw=0.8)
     right.set_ylabel("NDCG@k, beam minus exact search")
     right.set_title("mean with 95 % interval", loc="left")
-    figure.suptitle(f"Beam search beside exact search: {found.key.removesuffix('-search')}", x=0.01, ha="left")
+    figure.suptitle(found.where, x=0.01, ha="left", fontsize="large")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -282,6 +282,7 @@ def manifest_entry(found: Sequence[SearchData]) -> Json:
             {
                 "data": part.data,
                 "key": part.key,
+                "where": part.where,
                 "caption": part.caption,
                 "notes": list(part.notes),
                 "rows": [_row_entry(row) for row in part.rows],
@@ -325,7 +326,8 @@ def _published_data(part: Json, cells: Mapping[str, Any]) -> SearchData:
         found = tuple(_published(seed, refs, cells[refs["rank"]]) for seed, refs in done.items())
         fits = {seed: tuple(refs["fits"]) for seed, refs in raw["cells"].items()}
         rows.append(SearchRow(raw["model"], raw["beams"], raw["k"], fits, found))
-    return SearchData(part["data"], part["key"], part["caption"], tuple(part["notes"]), tuple(rows))
+    words = (part[name] for name in ("data", "key", "where", "caption"))
+    return SearchData(*words, tuple(part["notes"]), tuple(rows))
 
 
 def _published(seed: str, refs: Json, frame: Any) -> Searched:
