@@ -51,8 +51,8 @@ def searches() -> list[str]:
     interval = f" (95 % interval {ends[0]} to {ends[1]})" if ends else ""
     return [
         f"Decoding error: held against an exact search of the same model, {BEAMS} beams, the published number, miss "
-        f"{float(row['missed']):.2f}{spread} items of the true top {row['k']} of `{SEARCHED}` with decoding plain, which "
-        f"changes NDCG@{row['k']} by {ndcg}{interval}; "
+        f"{float(row['missed']):.2f}{spread} items of the true top {row['k']} of `{SEARCHED}` with decoding plain, "
+        f"which changes NDCG@{row['k']} by {ndcg}{interval}; "
         f"[all models and numbers of beams]({RESULTS / 'search.md'})."
     ]
 

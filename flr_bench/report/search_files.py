@@ -326,8 +326,7 @@ def _published_data(part: Json, cells: Mapping[str, Any]) -> SearchData:
         found = tuple(_published(seed, refs, cells[refs["rank"]]) for seed, refs in done.items())
         fits = {seed: tuple(refs["fits"]) for seed, refs in raw["cells"].items()}
         rows.append(SearchRow(raw["model"], raw["beams"], raw["k"], fits, found))
-    words = (part[name] for name in ("data", "key", "where", "caption"))
-    return SearchData(*words, tuple(part["notes"]), tuple(rows))
+    return SearchData(part["data"], part["key"], part["where"], part["caption"], tuple(part["notes"]), tuple(rows))
 
 
 def _published(seed: str, refs: Json, frame: Any) -> Searched:
