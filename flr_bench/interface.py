@@ -207,12 +207,15 @@ class Ranking:
         measurements: figures about the ranking as a whole (for example ``alpha`` or ``proven``).
             ``reused_seconds`` is time spent earlier on work that this ranking shares.
         traces: how each answer came about, in the order of the examples; ``None`` where nobody asked.
+        per_example: figures about each example's list, ``[n]`` each (for example ``proven``); they
+            are kept beside the ranking, under names other than ``example``, ``items`` and ``scores``.
     """
 
     items: Int32s
     scores: Float32s
     measurements: Mapping[str, float] = field(default_factory=dict)
     traces: Traces | None = None
+    per_example: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 RankFn = Callable[[Examples, int], Ranking]

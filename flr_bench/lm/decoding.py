@@ -297,7 +297,7 @@ def rank_pool(
         ``k`` distinct items for each example; measurements ``proven`` (share of examples whose
         ranking is proven, for the search's own score), ``expanded`` (nodes run, mean over
         examples) and ``tied`` (share of examples in which the k-th and the next candidate
-        are equal, so that the seed decides).
+        are equal, so that the seed decides); ``proven`` and ``expanded`` also per example.
 
     Raises:
         UsageError: ``k`` exceeds the catalog, or the pool has fewer items than ``k``.
@@ -328,6 +328,7 @@ def rank_pool(
             "expanded": float(pool.expanded.mean()) if len(pool) else 0.0,
             "tied": float(tied.mean()) if len(pool) else 0.0,
         },
+        per_example={"proven": pool.proven, "expanded": pool.expanded},
     )
 
 

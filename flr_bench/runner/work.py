@@ -527,6 +527,7 @@ def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
         "example": pa.array(examples.ids),
         "items": pa.array(list(ranking.items), type=pa.list_(pa.int32())),
         "scores": pa.array(list(ranking.scores), type=pa.list_(pa.float32())),
+        **{name: pa.array(values) for name, values in ranking.per_example.items()},
     }
     pq.write_table(pa.table(columns), path)
 
