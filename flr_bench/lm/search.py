@@ -297,23 +297,22 @@ def exact_search(
     inner = int(((trie.child_start[1:] - trie.child_start[:-1]) > 0).sum())
     whole = inner <= WHOLE_TRIE_NODES
     if whole:
-        budget = min(budget if budget is not None else inner, inner // BEST_FIRST_COST)
+        budget = min(inner // BEST_FIRST_COST, BEST_FIRST_NODES, inner if budget is None else budget)
     pool = _best_first(_Walk(model, prompts, thoughts, trie, guide), k, budget)
     rows = np.flatnonzero(~pool.proven)
     if len(rows) == 0:
         return pool
     index = torch.from_numpy(rows).to(prompts.lengths.device)
     some, their_thoughts = prompts.rows(index), None if thoughts is None else thoughts[index]
+    # The length bound serves proofs; beams of one depth are compared by their probability.
+    guide = guide.rows(index)
+    helping = guide if whole else replace(guide, length_penalty=0.0)
+    known = pool.take(rows).merge(beam_search(model, some, their_thoughts, trie, k=k, beams=beams, path_score=helping))
     if whole:
-        found = _whole_trie(
-            TrieScorer(model, some, their_thoughts, trie, guide.normalisation), guide.rows(index), k, pool.take(rows)
-        )
-    else:
-        # The length bound serves proofs; beams of one depth are compared by their probability.
-        unbounded = replace(guide.rows(index), length_penalty=0.0)
-        found = beam_search(model, some, their_thoughts, trie, k=k, beams=beams, path_score=unbounded)
+        scorer = TrieScorer(model, some, their_thoughts, trie, guide.normalisation)
+        known = known.merge(_whole_trie(scorer, guide, k, known))
     rest = np.flatnonzero(pool.proven)
-    both = Pool.concatenate([pool.take(rest), pool.take(rows).merge(found)])
+    both = Pool.concatenate([pool.take(rest), known])
     return both.take(np.argsort(np.concatenate([rest, rows])))
 
 
@@ -322,6 +321,9 @@ WHOLE_TRIE_NODES = 1 << 18
 
 BEST_FIRST_COST = 4
 """A node expanded best first costs about as much as so many in a block of the whole trie [measured]."""
+
+BEST_FIRST_NODES = 512
+"""Most nodes per example that are expanded best first where the whole trie may be scored instead."""
 
 _EXACT_WIDTH = 16
 """Nodes that a best-first search expands per example and step."""

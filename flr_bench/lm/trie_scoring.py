@@ -1,10 +1,10 @@
 """The model's log-probabilities along the item trie: of given continuations, and of the whole trie.
 
-:class:`TrieScorer` runs the trie in *blocks*: nodes that follow one another in depth-first order,
-whose tokens run at once, for all examples of a batch.  A node's ancestors outside its block are
-ancestors of the block's first node too, so the path to that node is all that is kept of earlier
-blocks: memory does not grow with the catalog, and titles with a common beginning share it.  Where
-nothing branches off, nodes are not run: a title's last token is read off its parent's hidden state.
+:class:`TrieScorer` runs the trie in *windows*, nodes that follow one another in depth-first order, and
+these in blocks whose tokens run at once, for all examples of a batch.  A node's ancestors outside its
+window are ancestors of the window's first node too, so the path to that node is all that is kept of
+earlier windows: memory does not grow with the catalog, and titles with a common beginning share it.
+Where nothing branches off, nodes are not run: a title's last token is read off its parent's hidden state.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _BLOCK_NODES = (32, 512)
 """Fewest and most nodes of a block: each token of a block is compared with all others."""
 
 
-_WINDOW = 8
-"""A block is chosen among so many times its nodes."""
+_WINDOW = 4
+"""So many blocks' nodes, in depth-first order, are run together, the shallowest first: the more, the
+more can be left out; the fewer, the less each token looks at in vain [measured]."""
 
 
 def continuations(model: nn.Module, hidden: Tensor, source: Tensor, tokens: Tensor) -> Tensor:
@@ -140,43 +141,43 @@ class TrieScorer:
             int64 ``[m]``: nodes whose ``log_p`` was found.
         """
         yield self._first
-        for nodes in torch.split(self._inner, self._size) if excluded is None else self._without(excluded):
-            yield self._run(nodes)
-
-    def _without(self, excluded: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """Blocks of the nodes that are not below an excluded one."""
         place, covered_until = 0, 0
-        pending: list[Tensor] = []
-        missing = self._size
         while place < len(self._inner):
             window = self._inner[place : place + _WINDOW * self._size]
-            # Subtrees are intervals of nodes: a node is left out where a cover that began before it reaches beyond it.
-            cover = torch.where(excluded(window), self._end[window], 0)
-            cover[0] = cover[0].clamp_min(covered_until)
-            cover = cover.cummax(0).values
-            free = torch.nonzero(cover <= window).flatten()[:missing]
-            seen = int(free[-1]) + 1 if len(free) == missing else len(window)
-            covered_until = int(cover[seen - 1])
-            place += seen
-            missing -= len(free)
-            pending.append(window[free])
-            if missing == 0:
-                yield torch.cat(pending)
-                pending, missing = [], self._size
-        if missing < self._size:
-            yield torch.cat(pending)
+            place += len(window)
+            last = int(window[-1])
+            while len(window):
+                if excluded is not None:
+                    # Subtrees are intervals of nodes: a node is left out where an earlier cover reaches beyond it.
+                    cover = torch.where(excluded(window), self._end[window], 0)
+                    cover[0] = cover[0].clamp_min(covered_until)
+                    cover = cover.cummax(0).values
+                    covered_until = int(cover[-1])
+                    window = window[cover <= window]
+                if len(window):
+                    # The shallowest first: what they tell may exclude what is below.
+                    order = torch.argsort(self.trie.depth[window], stable=True)
+                    chosen, rest = order[: self._size].sort().values, order[self._size :].sort().values
+                    self._drop(window, last)
+                    yield self._run(window[chosen])
+                    window = window[rest]
 
-    def _run(self, nodes: Tensor) -> Tensor:
-        """Run nodes in depth-first order, each one's parent among them or run before; score their children."""
-        trie, batch = self.trie, self._batch
-        path = torch.nonzero((self._held < nodes[0]) & (self._end[self._held] > nodes[0])).flatten()
+    def _drop(self, nodes: Tensor, last: int) -> None:
+        """Let go of tokens that are above none of ``nodes``, nor of any beyond node ``last``."""
+        ends = self._end[self._held]
+        below = torch.searchsorted(nodes, ends) > torch.searchsorted(nodes, self._held, right=True)
+        path = torch.nonzero(below | (ends > last + 1)).flatten()
         thoughts = torch.arange(self._thoughts, device=nodes.device)
         self._tree.keep(torch.cat([thoughts, path + self._thoughts]))
-        self._held = torch.cat([self._held[path], nodes])
+        self._held = self._held[path]
+
+    def _run(self, nodes: Tensor) -> Tensor:
+        """Run nodes, each one's parent among them or run before and kept; score their children."""
+        self._held = torch.cat([self._held, nodes])
         ancestors = (self._held[None, :] <= nodes[:, None]) & (nodes[:, None] < self._end[self._held][None, :])
         visible = nn.functional.pad(ancestors, (self._thoughts, 0), value=True)
-        embeddings = token_embeddings(self._model, trie.token[nodes]).expand(batch, -1, -1)
-        hidden = self._tree.append(embeddings, trie.depth[nodes] - 1 + self._thoughts, visible)
+        embeddings = token_embeddings(self._model, self.trie.token[nodes]).expand(self._batch, -1, -1)
+        hidden = self._tree.append(embeddings, self.trie.depth[nodes] - 1 + self._thoughts, visible)
         self.expanded += len(nodes)
         return self._score_children(nodes, hidden)
 
