@@ -54,7 +54,8 @@ class LanguageModelRankParams(Params):
 
     decoding: str = Field(
         default="plain",
-        description="score of a finished title: plain, length_normalised or d3",
+        description="score of a finished title: plain, length_normalised or d3; length_normalised_published "
+        "searches as published code does [C]",
         json_schema_extra={"search": {"choices": ["plain", "length_normalised", "d3"]}},
     )
     search: Literal["beam", "exact"] = Field(default="beam", description="beam search, or best-first with a proof")
@@ -73,6 +74,11 @@ class LanguageModelRankParams(Params):
     assistant: str = Field(default="sasrec", description="recommender that d3 mixes in, with its default parameters")
     length_penalty: float = Field(
         default=1.0, ge=0, le=4, description="exponent of the length in length_normalised; 1 as published [C]"
+    )
+    normalisation: Literal["vocabulary", "allowed"] = Field(
+        default="vocabulary",
+        description="a token's probability is the model's own, over the vocabulary, or renormalised over the tokens "
+        "that continue some title (plain, length_normalised, length_normalised_published)",
     )
     duplicate_titles: Literal["share", "each"] = Field(
         default="share", description="items with one title share its probability, or each has all of it (as published)"
@@ -100,8 +106,15 @@ class LanguageModelRankParams(Params):
             raise ValueError("alpha is for decoding: d3; leave it out otherwise")
         if self.assistant != "sasrec" and self.decoding != "d3":
             raise ValueError("assistant is for decoding: d3; leave it out otherwise")
-        if self.length_penalty != 1.0 and self.decoding != "length_normalised":
+        decoding = decoding_named(self.decoding)
+        if self.length_penalty != 1.0 and not decoding.penalises_length:
             raise ValueError("length_penalty is for decoding: length_normalised; leave it out otherwise")
+        if self.normalisation not in decoding.normalisations:
+            raise ValueError(
+                f"normalisation: {self.normalisation} means nothing for decoding: {self.decoding}; leave it out"
+            )
+        if self.search not in decoding.searches:
+            raise ValueError(f"decoding: {self.decoding} goes with search: {decoding.searches[0]} only")
         if self.exact_budget != type(self).model_fields["exact_budget"].default and self.search != "exact":
             raise ValueError("exact_budget is for search: exact; leave it out otherwise")
         return self
@@ -213,7 +226,9 @@ class TitleRanker:
             raise UsageError("thought_control needs a method with a thought; use single_latent or flr")
         decoding = decoding_named(params.decoding)
         assistant = self._assistant(examples, params, context) if decoding.needs_assistant else None
-        settings = DecodingSettings(params.duplicate_titles, params.length_penalty, seed=context.seed)
+        settings = DecodingSettings(
+            params.duplicate_titles, params.length_penalty, seed=context.seed, normalisation=params.normalisation
+        )
         found: dict[str, float] = {}
         if decoding.needs_assistant:
             alpha = params.alpha if params.alpha is not None else self._choose_alpha(params, context)
@@ -332,10 +347,11 @@ class _Search:
         return Pool.concatenate(pools).take(inverse)
 
     def _search(self, prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore) -> Pool:
-        from flr_bench.lm.search import beam_search, exact_search
+        from flr_bench.lm.search import exact_search
 
         model, trie, params = self.ranker.model.language_model, self.ranker.book.trie, self.params
         if params.search == "beam":
+            beam_search = decoding_named(params.decoding).beam_search()
             return beam_search(model, prompts, thoughts, trie, k=self.k, beams=params.beams, path_score=guide)
         budget = params.exact_budget
         return exact_search(
