@@ -242,6 +242,8 @@ class FitContext:
             (not for ``watch="nll"``, which a language model computes itself).
         progress: where to report progress.
         scratch: an empty folder for temporary files, removed afterwards.
+        cache: a folder for what can be made again from the data at any time; ``None``: keep nothing.
+            What lies there changes no result.
     """
 
     seed: int
@@ -253,6 +255,7 @@ class FitContext:
     validate: Callable[[RankFn], float]
     progress: ProgressFn
     scratch: Path
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -266,6 +269,7 @@ class RankContext:
         split: train and valid, for decodings that choose something on valid.
         validate: ranks the valid examples with the given function and returns NDCG@10.
         progress: where to report progress.
+        cache: as in :class:`FitContext`.
     """
 
     seed: int
@@ -275,6 +279,7 @@ class RankContext:
     split: Split
     validate: Callable[[RankFn], float]
     progress: ProgressFn
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

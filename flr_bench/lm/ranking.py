@@ -38,6 +38,8 @@ from flr_bench.lm.prompt import TokenizedCatalog, build_prompts
 from flr_bench.registry import DECODINGS, RECOMMENDERS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from flr_bench.lm.branching import EncodedPrompts
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 
 #: Pools kept on one loaded model, so that decodings and ``k`` that agree share a search.
 POOLS_KEPT = 4
+
+#: A decoding with an assistant searches at most so many examples times items at a time (256 MiB in float64).
+ASSISTANT_VALUES = 1 << 25
 
 
 class LanguageModelRankParams(Params):
@@ -88,7 +93,9 @@ class LanguageModelRankParams(Params):
         description="what is put in the thought's place: nothing, noise of its size, its mean over training prompts, "
         "the thought about another user's training prompt",
     )
-    rank_batch: int = Field(default=64, ge=1, description="examples searched at a time")
+    rank_batch: int = Field(
+        default=64, ge=1, description="examples searched at a time; fewer with d3 and more than 500,000 items"
+    )
 
     @field_validator("decoding")
     @classmethod
@@ -146,9 +153,21 @@ class TitleBook:
 
     @classmethod
     def build(
-        cls, catalog: Catalog, tokenized: TokenizedCatalog, model: LatentModel, max_prompt_tokens: int
+        cls,
+        catalog: Catalog,
+        tokenized: TokenizedCatalog,
+        model: LatentModel,
+        max_prompt_tokens: int,
+        cache: Path | None = None,
     ) -> TitleBook:
-        """Build the trie and see how long a prompt may be.
+        """Build the trie, or take it from the cache, and see how long a prompt may be.
+
+        Args:
+            catalog: the catalog.
+            tokenized: its titles as tokens.
+            model: the model that will read and write them.
+            max_prompt_tokens: longest prompt asked for.
+            cache: where a large catalog's trie is kept; ``None``: nowhere.
 
         Raises:
             UsageError: the model's context has no room for the longest title.
@@ -160,11 +179,13 @@ class TitleBook:
         positions = getattr(getattr(model.language_model, "config", None), "max_position_embeddings", None)
         room = max_prompt_tokens if positions is None else int(positions) - model.reasoner.num_thoughts - longest
         if room < 1:
+            title = catalog.distinct_titles[int(targets.lengths.argmax())]
+            key = catalog.keys[catalog.titles.index(title)]
             raise UsageError(
-                f"the backbone's context of {positions} tokens has no room for a title of {longest}; "
-                "choose a backbone with a longer context or filter the title out"
+                f"the backbone's context of {positions} tokens has no room for item '{key}', whose title "
+                f"'{title[:60]}' has {longest}; choose a backbone with a longer context or filter the item out"
             )
-        trie = ItemTrie.build(targets.tokens, targets.offsets, catalog.title_of_item).to(model.device)
+        trie = ItemTrie.cached(targets.tokens, targets.offsets, catalog.title_of_item, cache).to(model.device)
         return cls(catalog, tokenized, trie, TitleItems.of(catalog), min(max_prompt_tokens, room))
 
     def targets(self, examples: Examples) -> tuple[TargetExamples, int]:
@@ -330,7 +351,7 @@ class _Search:
 
         from flr_bench.lm.search import Pool
 
-        model, size = self.ranker.model, self.params.rank_batch
+        model, size = self.ranker.model, self._batch_size()
         order = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
         pools, steps = [], -(-len(order) // size)
         model.eval()
@@ -345,6 +366,12 @@ class _Search:
         inverse = np.empty_like(order)
         inverse[order] = np.arange(len(order))
         return Pool.concatenate(pools).take(inverse)
+
+    def _batch_size(self) -> int:
+        """Examples searched at a time: fewer where an assistant's values per item would fill the memory."""
+        if not decoding_named(self.params.decoding).needs_assistant:
+            return self.params.rank_batch
+        return max(1, min(self.params.rank_batch, ASSISTANT_VALUES // len(self.ranker.book.catalog)))
 
     def _search(self, prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore) -> Pool:
         from flr_bench.lm.search import exact_search

@@ -233,11 +233,11 @@ class LanguageModelRecommender(Recommender):
             raise UsageError(f"{self.name} has no model yet; fit it or load one")
         return self._loaded
 
-    def title_book(self, catalog: Catalog) -> TitleBook:
-        """The catalog as the loaded model reads it; built once."""
+    def title_book(self, catalog: Catalog, cache: Path | None = None) -> TitleBook:
+        """The catalog as the loaded model reads it; built once (a large catalog's trie is kept in ``cache``)."""
         if self._book is None or self._book.catalog is not catalog:
             tokenized = TokenizedCatalog.build(catalog, self._state.backbone.tokenizer, self.params.prompt)
-            self._book = TitleBook.build(catalog, tokenized, self._state.model, self.params.max_prompt_tokens)
+            self._book = TitleBook.build(catalog, tokenized, self._state.model, self.params.max_prompt_tokens, cache)
         return self._book
 
     def rank(self, examples: Examples, k: int, params: Any, context: RankContext) -> Ranking:
@@ -249,7 +249,7 @@ class LanguageModelRecommender(Recommender):
         Raises:
             UsageError: ``k`` exceeds the catalog, or a control of the thought where there is none.
         """
-        state, book = self._state, self.title_book(context.split.catalog)
+        state, book = self._state, self.title_book(context.split.catalog, context.cache)
         if self._ranker is None or self._ranker.book is not book or self._ranker.model is not state.model:
             self._ranker = TitleRanker(state.model, book, state.mean)
         return self._ranker.rank(examples, k, params, context)
@@ -358,7 +358,7 @@ class _Fitting:
         self.data = data
         self.context = context
         self.state = method._state
-        self.book = method.title_book(data.catalog)
+        self.book = method.title_book(data.catalog, context.cache)
         self.train, _ = self.book.targets(data.train)
         self.valid, _ = self.book.targets(data.valid)
         self.parameters_trained = 0

@@ -160,6 +160,7 @@ class Workshop:
             validate=_no_validation,
             progress=report,
             scratch=_made(folder / "scratch"),
+            cache=self.settings.cache,
         )
         with measured(cell.machine) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
@@ -181,6 +182,7 @@ class Workshop:
             validate=Validation(split, cell.budget.watch, cell.examples.seen_items),
             progress=report,
             scratch=_made(folder / "scratch"),
+            cache=self.settings.cache,
         )
         with measured(cell.machine) as cost:
             fitted = recommender.fit(split, context)
@@ -208,6 +210,7 @@ class Workshop:
             split=split,
             validate=Validation(split, VALID_METRIC, fit.examples.seen_items),
             progress=report,
+            cache=self.settings.cache,
         )
 
         def rank(asked: Examples, k: int) -> Ranking:
