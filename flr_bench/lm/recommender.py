@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from flr_bench.errors import DamagedFileError, DataError, UsageError
 from flr_bench.interface import (
@@ -291,7 +291,13 @@ class LanguageModelRecommender(Recommender):
             DamagedFileError: a file is missing, damaged, of another version or of another method.
         """
         record = _read_record(folder, cls.name)
-        self = cls(cls.FitParams.model_validate(record["params"]))
+        try:
+            params = cls.FitParams.model_validate(record["params"])
+        except ValidationError as error:
+            raise DamagedFileError(
+                f"'{folder / 'model.json'}' holds parameters that {cls.name} does not know; fit again"
+            ) from error
+        self = cls(params)
         backbone = load_backbone(_backbone_folder(folder, record, inputs), device)
         reasoner = self._reasoner(backbone, 0)
         weights = _read_weights(folder / "reasoner.safetensors", device) if _has_weights(reasoner, record) else {}
@@ -314,6 +320,8 @@ def _read_record(folder: Path, name: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = (record["format"], record["method"])
+        if found == (FORMAT, name) and not {"stage", "backbone_inside", "thought_rms", "params"} <= set(record):
+            raise KeyError("a field is missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"'{path}' is missing or damaged; fit again") from error
     if found != (FORMAT, name):
