@@ -280,6 +280,8 @@ class FitContext:
         checkpoints: a folder of this fit alone that outlives an interruption, so that the fit started again can go
             on from what it left there; it may be missing, is removed once the fit is stored whole, and ``None``
             keeps nothing.
+        cache: a folder for what can be made again from the data at any time; ``None``: keep nothing.
+            What lies there changes no result.
     """
 
     seed: int
@@ -292,6 +294,7 @@ class FitContext:
     progress: ProgressFn
     scratch: Path
     checkpoints: Path | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -305,6 +308,7 @@ class RankContext:
         split: train and valid, for decodings that choose something on valid.
         validate: ranks the valid examples with the given function and returns NDCG@10.
         progress: where to report progress.
+        cache: as in :class:`FitContext`.
     """
 
     seed: int
@@ -314,6 +318,7 @@ class RankContext:
     split: Split
     validate: Callable[[RankFn], float]
     progress: ProgressFn
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
