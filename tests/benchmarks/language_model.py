@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from flr_bench.interface import Budget
 from flr_bench.lm.latent_grpo import Clip, GrpoJob, LatentGrpo, advantages, likelihood_loss, likelihood_rewards
@@ -60,6 +61,17 @@ def plain_thought(model: LatentModel, ids: Tensor, mask: Tensor) -> Tensor:
     return cast(Tensor, model.reasoner(hidden, mask).tokens)
 
 
+def full_sequences(
+    model: LatentModel, prompt: tuple[Tensor, Tensor], thought: Tensor, target: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt, thought and target in one row: embeddings, mask, and labels (-100 where nothing is predicted)."""
+    (ids, mask), (target_ids, target_mask) = prompt, target
+    inputs = torch.cat([embed(model, ids), thought, embed(model, target_ids)], dim=1)
+    seen = torch.cat([mask, torch.ones_like(mask[:, :1]), target_mask], dim=1)
+    nothing = torch.full((len(ids), ids.shape[1] + 1), -100, device=ids.device)
+    return inputs, seen, torch.cat([nothing, target_ids.masked_fill(~target_mask, -100)], dim=1)
+
+
 # --- SFT: backbone and reasoner are trained ----------------------------------------------------
 
 
@@ -70,10 +82,7 @@ def plain_sft(work: Workload, updater: Updater) -> Step:
     updater.zero()
     thought = plain_thought(model, ids, mask)
 
-    inputs = torch.cat([embed(model, ids), thought, embed(model, batch.target_ids)], dim=1)
-    seen = torch.cat([mask, torch.ones_like(mask[:, :1]), batch.target_mask], dim=1)
-    nothing = torch.full((len(ids), ids.shape[1] + 1), -100, device=ids.device)
-    labels = torch.cat([nothing, batch.target_ids.masked_fill(~batch.target_mask, -100)], dim=1)
+    inputs, seen, labels = full_sequences(model, (ids, mask), thought, (batch.target_ids, batch.target_mask))
     language_model = cast(Any, model.language_model)
     loss = language_model(
         inputs_embeds=inputs,
@@ -98,33 +107,33 @@ def engine_sft(work: Workload, updater: Updater) -> Step:
 
 
 def plain_grpo(work: Workload, updater: Updater) -> Step:
-    """Every member of a group as a full sequence of its own: prompt, perturbed thought, target."""
-    model, batch, group = work.model, work.batch, work.shape.group
-    ids, mask = work.left_padded
+    """As SFT, with the batch repeated: each member is a sequence of its own, prompt, perturbed thought, target."""
+    model, group = work.model, work.shape.group
+    ids, mask = (tensor.repeat_interleave(group, dim=0) for tensor in work.left_padded)
+    target_ids, target_mask = (
+        t.repeat_interleave(group, dim=0) for t in (work.batch.target_ids, work.batch.target_mask)
+    )
     updater.zero()
     thought = plain_thought(model, ids, mask)
 
-    unit = torch.randn((len(ids), group, *thought.shape[1:]), generator=module_generator(SEED, "grpo.noise"))
+    shape = (len(work.rows), group, *thought.shape[1:])
+    unit = torch.randn(shape, generator=module_generator(SEED, "grpo.noise"))
     unit[:, 0] = 0
     sigma = NOISE_SCALE * thought.detach().float().square().mean().sqrt()
-    members = thought[:, None] + (unit.to(sigma.device) * sigma).to(thought.dtype)
+    members = thought + (unit.flatten(0, 1).to(sigma.device) * sigma).to(thought.dtype)
 
-    prompts = embed(model, ids)[:, None].expand(-1, group, -1, -1)
-    targets = embed(model, batch.target_ids)[:, None].expand(-1, group, -1, -1)
-    inputs = torch.cat([prompts, members, targets], dim=2).flatten(0, 1)
-    seen = torch.cat([mask, torch.ones_like(mask[:, :1]), batch.target_mask], dim=1)
-    seen = seen.repeat_interleave(group, dim=0)
+    inputs, seen, labels = full_sequences(model, (ids, mask), members, (target_ids, target_mask))
     language_model = cast(Any, model.language_model)
     logits = language_model(
         inputs_embeds=inputs, attention_mask=seen.long(), position_ids=positions(seen), use_cache=False
     ).logits
+    nll = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="none")
+    log_p = -nll.view(len(ids), -1)[:, ids.shape[1] :].view(len(work.rows), group, -1)
 
-    wanted = batch.target_ids.repeat_interleave(group, dim=0)
-    log_p = logits[:, ids.shape[1] : -1].float().log_softmax(-1).gather(2, wanted[..., None]).squeeze(2)
-    log_p = log_p.view(len(ids), group, -1) * batch.target_mask[:, None]
-    rewards = likelihood_rewards(log_p, batch.target_mask, "neg_perplexity")
-    advantage = advantages(rewards, "noise_free_batch_mean", scope=len(ids), noise_free_counts=True)
-    loss = likelihood_loss(log_p, log_p.detach(), advantage, batch.target_mask, Clip(0.2, 0.28)) / len(ids)
+    mask = work.batch.target_mask
+    rewards = likelihood_rewards(log_p, mask, "neg_perplexity")
+    advantage = advantages(rewards, "noise_free_batch_mean", scope=len(rewards), noise_free_counts=True)
+    loss = likelihood_loss(log_p, log_p.detach(), advantage, mask, Clip(0.2, 0.28)) / len(rewards)
     loss.backward()
     updater.step()
     return Step(float(rewards[:, 0].mean()), gradient(updater))

@@ -11,7 +11,7 @@ import torch
 from flr_bench.lm.training import Updater
 from tests.benchmarks import language_model as ways
 from tests.benchmarks.measuring import floating_point_operations, peak_memory, take_turns
-from tests.benchmarks.workloads import Place, Shape, Workload
+from tests.benchmarks.workloads import Shape, Workload
 
 NAMES = ("sft", "grpo", "ranking", "ranking_thought", "exact")
 
@@ -218,13 +218,3 @@ def grouped(specs: list[Spec]) -> Iterator[tuple[Shape, list[Spec]]]:
         together.append(spec)
     if together:
         yield together[-1].shape, together
-
-
-def tiny() -> Shape:
-    """A shape for a test of the benchmark itself."""
-    return Shape(width=16, layers=2, heads=2, vocabulary=64, prompt=24, titles=40, batch=3, group=3, beams=4)
-
-
-def tiny_place() -> Place:
-    """Where the test runs."""
-    return Place()

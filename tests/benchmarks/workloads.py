@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,7 +123,7 @@ class Workload:
     @cached_property
     def title_list(self) -> list[list[int]]:
         tokens, offsets = self.data.title_tokens.tolist(), self.data.title_offsets.tolist()
-        return [tokens[low:high] for low, high in zip(offsets[:-1], offsets[1:], strict=True)]
+        return [tokens[low:high] for low, high in pairwise(offsets)]
 
     @cached_property
     def allowed(self) -> dict[tuple[int, ...], list[int]]:
@@ -151,7 +152,7 @@ def make(shape: Shape, place: Place) -> Workload:
     """Build everything; random weights and data depend on the shape only."""
     language_model = _language_model(shape)
     if shape.data == "ml-100k":
-        shape, data, trie = _ml_100k(shape, language_model)
+        shape, data, trie = _ml_100k(shape)
     else:
         vocabulary = int(cast(Any, language_model).get_input_embeddings().weight.shape[0])
         data = synthetic_examples(shape, vocabulary)
@@ -222,9 +223,7 @@ def _language_model(shape: Shape) -> nn.Module:
         return load_backbone(path).model
     if path.suffix == ".gguf":
         return read_source(BackboneParams(source="gguf", path=str(path))).model
-    raise UsageError(
-        f"no model '{shape.model}'; choose one of {', '.join(PUBLIC_SHAPES)}, a folder or a GGUF file"
-    )
+    raise UsageError(f"no model '{shape.model}'; choose one of {', '.join(PUBLIC_SHAPES)}, a folder or a GGUF file")
 
 
 def _public(kind: str, sizes: dict[str, Any]) -> nn.Module:
@@ -235,7 +234,7 @@ def _public(kind: str, sizes: dict[str, Any]) -> nn.Module:
     return cast(nn.Module, model_of(config_of(**sizes, max_position_embeddings=4096, tie_word_embeddings=True)))
 
 
-def _ml_100k(shape: Shape, language_model: nn.Module) -> tuple[Shape, TargetExamples, ItemTrie]:
+def _ml_100k(shape: Shape) -> tuple[Shape, TargetExamples, ItemTrie]:
     """ML-100K's first training examples with full histories, in the suite's prompts and tokens."""
     import tempfile
 
@@ -244,7 +243,7 @@ def _ml_100k(shape: Shape, language_model: nn.Module) -> tuple[Shape, TargetExam
     from flr_bench.lm.prompt import TokenizedCatalog, build_prompts
 
     with tempfile.TemporaryDirectory() as folder:
-        split = prepare("ml-100k", Path(folder)).split(max_history=10)
+        split = prepare("ml-100k", Path(folder)).split(max_history=10, train_examples=None, valid_examples=None, seed=0)
     catalog = split.catalog
     tokenizer = train_tokenizer(list(catalog.distinct_titles), shape.vocabulary)
     tokenized = TokenizedCatalog.build(catalog, tokenizer, "titles@1")
