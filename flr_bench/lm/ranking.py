@@ -76,7 +76,10 @@ class LanguageModelRankParams(Params):
         description="beams; at least k are used. Publications have 10 [C], which misses items of the true top 10",
     )
     exact_budget: int | None = Field(
-        default=2048, ge=1, description="nodes that an exact search expands per example at most; null: no limit"
+        default=2048,
+        ge=1,
+        description="nodes that an exact search expands best first per example at most, before it scores the "
+        "whole trie, or, where that is too large, gives up its proof; null: no limit of its own",
     )
     alpha: float | None = Field(
         default=None, ge=0, le=1, description="weight of the language model in d3; null: chosen on valid by NDCG@10"
