@@ -4,7 +4,8 @@ Reinforcement follows the validation examples through training, and the decoding
 same examples one after another: with the backbone frozen, their prompts' hidden states, keys and values
 never change.  They are kept batch by batch as they were encoded, and found again by the prompts' own
 tokens.  The same batch comes back as it was, bit for bit; prompts in another company are put together
-from the batches they were encoded in, equal to a new encoding to rounding.
+from the batches they were encoded in, equal to a new encoding to rounding.  A batch of which more than
+half is new is encoded whole, as if nothing were kept.
 
 What is kept stays within a stated limit, in the device's memory or in a memory-mapped file; prompts
 beyond it are encoded anew each time.  Nothing depends on how much memory a machine has.
@@ -83,7 +84,7 @@ class PromptEncodings:
             self.reused += len(keys)
             return self._on_device(self._batches[whole], token_ids.device)
         missing = [row for row, key in enumerate(keys) if key not in self._places]
-        if len(missing) == len(keys):
+        if 2 * len(missing) > len(keys):  # a stray acquaintance is not worth other bits
             return self._encode(keys, token_ids, lengths)
         places = [self._places.get(key) for key in keys]
         if missing:
