@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from flr_bench.interface import Catalog
     from flr_bench.lm.backbone import Backbone
+    from flr_bench.lm.checkpoint import Checkpoints
     from flr_bench.lm.encodings import PromptEncodings
     from flr_bench.lm.latent_grpo import LatentGrpo
     from flr_bench.lm.model import LatentModel, TargetExamples
@@ -57,7 +59,7 @@ DIAGNOSED_EXAMPLES = 128
 #: Curves of the reinforcement stage whose means stand in the report's measurements.
 AVERAGED_CURVES = ("between_prompt_share", "advantage_norm", "noise_over_thought", "noise_over_embeddings")
 #: How a stage is computed, not what: at their defaults these enter no hash.
-CACHE_FIELDS = ("encoding_cache", "encoding_cache_mib")
+EXECUTION_FIELDS = ("fused_optimizer", "activation_checkpointing", "compile", "encoding_cache", "encoding_cache_mib")
 #: Parameters that a stage does not depend on, so that its cells are shared.
 TRAINING_FIELDS = {*SftParams.model_fields, "tune", "lora_rank", "penalty_warmup", "reasoner_learning_rate"}
 
@@ -169,7 +171,8 @@ class LanguageModelRecommender(Recommender):
         dropped: set[str] = set() if stage == "rl" else {"rl"}
         if stage == "untuned":
             dropped |= TRAINING_FIELDS | set(cls.penalty_weights(params, "sft"))
-        dropped |= {name for name in CACHE_FIELDS if getattr(params, name) == type(params).model_fields[name].default}
+        fields = type(params).model_fields
+        dropped |= {name for name in EXECUTION_FIELDS if getattr(params, name) == fields[name].default}
         return {name: value for name, value in dumped.items() if name not in dropped}
 
     @classmethod
@@ -220,6 +223,7 @@ class LanguageModelRecommender(Recommender):
         else:
             measurements = {f"{name}_before": value for name, value in before.items()}
             measurements |= {f"{name}_after": value for name, value in after.items()} | fitting.trained
+        measurements |= fitting.resumption
         measurements |= fitting.close()
         return FitReport(
             epochs=log.epochs,
@@ -390,6 +394,7 @@ class _Fitting:
         self.valid, _ = self.book.targets(data.valid)
         self.parameters_trained = 0
         self.trained: dict[str, float] = {}
+        self.checkpoints = self._checkpoints()
         self.state.model.encodings = self._encodings()
 
     def _encodings(self) -> PromptEncodings | None:
@@ -402,11 +407,53 @@ class _Fitting:
         folder = context.scratch if params.encoding_cache == "file" else None
         return PromptEncodings(self.state.model.language_model, params.encoding_cache_mib, folder)
 
+    def _encode_ahead(self) -> None:
+        """Encode the training prompts once, where they are kept; their batches differ from epoch to epoch."""
+        from flr_bench.lm.model import length_groups
+
+        model, data = self.state.model, self.train
+        if model.encodings is None:
+            return
+        found = (data.batch(rows, model.device) for rows in length_groups(data.lengths, self.params.micro_batch_tokens))
+        with model.autocast():
+            model.encodings.keep(((batch.prompt_ids, batch.lengths) for batch in found), len(data.prompt_tokens))
+
     def close(self) -> dict[str, float]:
         """Let go of what was kept for the fit; returns what the report says of its memory."""
         model = self.state.model
         model.encodings = None
         return {"batches_split": float(model.memory.batches_split)} if model.memory.batches_split else {}
+
+    def _checkpoints(self) -> Checkpoints | None:
+        """Where the fit is kept; a checkpoint of other code, parameters or data is not used."""
+        import torch
+
+        import flr_bench
+        from flr_bench.lm.checkpoint import Checkpoints
+
+        context, method = self.context, self.method
+        if context.checkpoints is None:
+            return None
+        fit = {
+            "versions": [flr_bench.__version__, torch.__version__],
+            "method": [method.name, method.revision, context.stage],
+            "parameters of the method": method.stage_params(self.params, context.stage),
+            "seed": context.seed,
+            "machine": [context.device, context.threads],
+            "budget": asdict(context.budget),
+            "examples": [len(self.train), len(self.valid)],
+        }
+        return Checkpoints(context.checkpoints, fit)
+
+    @property
+    def resumption(self) -> dict[str, float]:
+        """What the report says of a fit that went on from a checkpoint."""
+        if self.checkpoints is None or self.checkpoints.resumed_after is None:
+            return {}
+        return {
+            "resumed_after_updates": float(self.checkpoints.resumed_after),
+            "earlier_seconds": self.checkpoints.earlier_seconds,
+        }
 
     def run(self) -> TrainingLog:
         """Train as the stage says."""
@@ -442,8 +489,11 @@ class _Fitting:
             reasoner_learning_rate=self.params.reasoner_learning_rate
             if isinstance(self.params, LatentParams)
             else None,
+            checkpoints=self.checkpoints,
         )
-        log = train_sft(model, job)
+        self._encode_ahead()
+        with self._prepared_layers():
+            log = train_sft(model, job)
         model.trains_backbone = False
         if self.params.tune == "lora":
             model.language_model = _merged(model.language_model)
@@ -460,7 +510,9 @@ class _Fitting:
             raise UsageError(f"the reasoner of {self.method.name} has no parameters to reinforce")
         dtype = torch.bfloat16 if params.weights_dtype == "bfloat16" else torch.float32
         model.reasoner.to(dtype)
-        log = self._grpo.train()
+        self._encode_ahead()
+        with self._prepared_layers():
+            log = self._grpo.train()
         self.trained = {
             "reward_valid_before": log.curves["valid_reward"][0][1],
             "reward_valid_after": float(self._grpo.evaluate(self.valid)[1].mean()),
@@ -489,8 +541,16 @@ class _Fitting:
             micro_batch_tokens=self.params.micro_batch_tokens,
             penalties=self.method.penalty_weights(self.params, "rl"),
             rank_reward=self._rank_reward if params.reward == "reciprocal_rank" else None,
+            fused_optimizer=self.params.fused_optimizer,
+            checkpoints=self.checkpoints,
         )
         return LatentGrpo(self.state.model, job)
+
+    def _prepared_layers(self) -> AbstractContextManager[None]:
+        from flr_bench.lm.layers import prepared_layers
+
+        recompute, compiled = self.params.activation_checkpointing, self.params.compile
+        return prepared_layers(self.state.model.language_model, recompute=recompute, compiled=compiled)
 
     def _choice(self, count: int) -> TargetExamples:
         """A seeded choice of training examples."""
