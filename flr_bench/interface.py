@@ -207,12 +207,15 @@ class Ranking:
         measurements: figures about the ranking as a whole (for example ``alpha`` or ``proven``).
             ``reused_seconds`` is time spent earlier on work that this ranking shares.
         traces: how each answer came about, in the order of the examples; ``None`` where nobody asked.
+        per_example: figures about each example's list, ``[n]`` each (for example ``proven``); they
+            are kept beside the ranking, under names other than ``example``, ``items`` and ``scores``.
     """
 
     items: Int32s
     scores: Float32s
     measurements: Mapping[str, float] = field(default_factory=dict)
     traces: Traces | None = None
+    per_example: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 RankFn = Callable[[Examples, int], Ranking]
@@ -277,6 +280,8 @@ class FitContext:
         checkpoints: a folder of this fit alone that outlives an interruption, so that the fit started again can go
             on from what it left there; it may be missing, is removed once the fit is stored whole, and ``None``
             keeps nothing.
+        cache: a folder for what can be made again from the data at any time; ``None``: keep nothing.
+            What lies there changes no result.
     """
 
     seed: int
@@ -289,6 +294,7 @@ class FitContext:
     progress: ProgressFn
     scratch: Path
     checkpoints: Path | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -302,6 +308,7 @@ class RankContext:
         split: train and valid, for decodings that choose something on valid.
         validate: ranks the valid examples with the given function and returns NDCG@10.
         progress: where to report progress.
+        cache: as in :class:`FitContext`.
     """
 
     seed: int
@@ -311,6 +318,7 @@ class RankContext:
     split: Split
     validate: Callable[[RankFn], float]
     progress: ProgressFn
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class PromptEncodings:
         self._store = _Store(limit_mib * MIB, next(model.parameters()).device, folder)
         self._batches: dict[bytes, EncodedPrompts] = {}
         self._ahead: _Ahead | None = None
+        self._ahead_full = False
         self._version = self._weights_version()
         self.encoded = 0
         self.reused = 0
@@ -78,27 +79,30 @@ class PromptEncodings:
             self._batches[whole] = kept
         return found
 
-    def keep(self, batches: Iterable[tuple[Tensor, Tensor]], tokens: int) -> None:
-        """Encode prompts ahead, until the limit is reached.
+    def keep(self, token_ids: Tensor, lengths: Tensor, *, of: int) -> None:
+        """Encode prompts of a set ahead, unless the limit has been reached.
 
         Args:
-            batches: token ids and lengths as :meth:`encode` takes them, of similar length each.
-            tokens: how many tokens the prompts have together.
+            token_ids: as :meth:`encode` takes them; prompts of similar length.
+            lengths: likewise.
+            of: how many tokens the whole set has.
         """
-        for token_ids, lengths in batches:
-            found = self._run(token_ids, lengths)
-            if self._ahead is None:
-                self._ahead = _Ahead.room_for(found, tokens, self._store)
-            if self._ahead is None or not self._ahead.add(_keys(token_ids, lengths), found):
-                log.info(
-                    "the encodings of %d prompts are kept; the others are encoded anew each time",
-                    0 if self._ahead is None else len(self._ahead.starts),
-                )
-                return
+        if self._ahead_full:
+            return
+        found = self._run(token_ids, lengths)
+        if self._ahead is None:
+            self._ahead = _Ahead.room_for(found, of, self._store)
+        if self._ahead is None or not self._ahead.add(_keys(token_ids, lengths), found):
+            self._ahead_full = True
+            log.info(
+                "the encodings of %d prompts are kept; the others are encoded anew each time",
+                0 if self._ahead is None else len(self._ahead.starts),
+            )
 
     def drop(self) -> None:
         """Forget everything and keep nothing from now on."""
         self._forget()
+        self._ahead_full = True
         self._store.close()
 
     def _forget(self) -> None:

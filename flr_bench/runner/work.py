@@ -162,6 +162,7 @@ class Workshop:
             progress=report,
             scratch=_made(folder / "scratch"),
             checkpoints=self.store.checkpoints(cell.hash),
+            cache=self.settings.cache,
         )
         with measured(cell.machine) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
@@ -184,6 +185,7 @@ class Workshop:
             progress=report,
             scratch=_made(folder / "scratch"),
             checkpoints=self.store.checkpoints(cell.hash),
+            cache=self.settings.cache,
         )
         with measured(cell.machine) as cost:
             fitted = recommender.fit(split, context)
@@ -211,6 +213,7 @@ class Workshop:
             split=split,
             validate=Validation(split, VALID_METRIC, fit.examples.seen_items),
             progress=report,
+            cache=self.settings.cache,
         )
 
         def rank(asked: Examples, k: int) -> Ranking:
@@ -527,6 +530,7 @@ def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
         "example": pa.array(examples.ids),
         "items": pa.array(list(ranking.items), type=pa.list_(pa.int32())),
         "scores": pa.array(list(ranking.scores), type=pa.list_(pa.float32())),
+        **{name: pa.array(values) for name, values in ranking.per_example.items()},
     }
     pq.write_table(pa.table(columns), path)
 

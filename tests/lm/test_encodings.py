@@ -35,8 +35,9 @@ def asked(encodings: PromptEncodings, rows) -> EncodedPrompts:
 
 
 def ahead(encodings: PromptEncodings, groups) -> None:
-    batches = [DATA.batch(np.array(rows)) for rows in groups]
-    encodings.keep([(batch.prompt_ids, batch.lengths) for batch in batches], len(DATA.prompt_tokens))
+    for rows in groups:
+        batch = DATA.batch(np.array(rows))
+        encodings.keep(batch.prompt_ids, batch.lengths, of=len(DATA.prompt_tokens))
 
 
 def parts(prompts: EncodedPrompts) -> list[torch.Tensor]:
