@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from torch import Tensor
 from flr_bench.errors import UsageError
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.branching import EncodedPrompts
-from flr_bench.lm.checkpoint import Checkpoints, Snapshot
+from flr_bench.lm.checkpoint import Checkpoints
 from flr_bench.lm.memory import Passes, row_passes
 from flr_bench.lm.model import AtWeights, LatentModel, TargetBatch, TargetExamples, length_groups
 from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
@@ -270,11 +270,11 @@ class LatentGrpo(Stage):
         self.shuffle = module_generator(job.seed, "grpo.shuffle")
         self.scores = job.params.estimator == "gaussian_score"
         self._embedding_rms = model.embedding_rms
-        parts, updates = job.params.validations, -(-len(job.data) // job.params.batch_size)
-        self._stops = {round(updates * part / parts) for part in range(1, parts + 1)}
         # Graphs of all passes are held until the advantages are known, unless memory has run out over it.
         self._holds_graphs = not self.scores
         self._valid: AtWeights[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = AtWeights(model.reasoner)
+        parts, updates = job.params.validations, -(-len(job.data) // job.params.batch_size)
+        self._stops = {round(updates * part / parts) for part in range(1, parts + 1)}
 
     def train(self) -> TrainingLog:
         """Train; leaves the best epoch's weights.
@@ -317,16 +317,14 @@ class LatentGrpo(Stage):
         """Those of the noise and of shuffled signs."""
         return {"noise": self.noise, "shuffle": self.shuffle}
 
-    def snapshot(self) -> Snapshot:
-        """What the model's passes left behind, and whether memory once ran out over graphs."""
-        model = self.model.snapshot()
-        return Snapshot({"model": model.record, "holds_graphs": self._holds_graphs}, model.tensors)
+    def state(self) -> Mapping[str, Any]:
+        """What did not fit into memory."""
+        return {"memory": self.model.memory.state(), "holds_graphs": self._holds_graphs}
 
-    def resume(self, snapshot: Snapshot) -> None:
-        """Go on from an earlier :meth:`snapshot`."""
-        self.begin_epoch()  # as it was when prompts were encoded
-        self.model.resume(Snapshot(snapshot.record["model"], snapshot.tensors))
-        self._holds_graphs = bool(snapshot.record["holds_graphs"])
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier :meth:`state`."""
+        self.model.memory.resume(state["memory"])
+        self._holds_graphs = bool(state["holds_graphs"])
 
     def begin(self, log: TrainingLog) -> None:
         """Note the validation figures before training."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_branches, token_embeddings
-from flr_bench.lm.checkpoint import Snapshot
 from flr_bench.lm.cross_entropy import frozen_head_log_probabilities
 from flr_bench.lm.encodings import PromptEncodings
 from flr_bench.lm.memory import MemoryGuard, row_passes
@@ -185,18 +184,6 @@ class LatentModel(nn.Module):
         """Root mean square of the token embeddings' entries: what size of input the backbone is used to."""
         weight = cast(Any, self.language_model).get_input_embeddings().weight
         return float(weight.detach().float().square().mean().sqrt())
-
-    def snapshot(self) -> Snapshot:
-        """What passes leave behind besides weights: what did not fit into memory, who was encoded with whom."""
-        encodings = Snapshot({}, {}) if self.encodings is None else self.encodings.snapshot()
-        return Snapshot({"memory": self.memory.state(), "encodings": encodings.record}, encodings.tensors)
-
-    def resume(self, snapshot: Snapshot) -> None:
-        """Go on from an earlier :meth:`snapshot`, so that further passes give the same bits."""
-        self.memory.resume(snapshot.record["memory"])
-        if self.encodings is not None:
-            with self.autocast():
-                self.encodings.resume(Snapshot(snapshot.record["encodings"], snapshot.tensors))
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run."""

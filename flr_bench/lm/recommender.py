@@ -404,6 +404,40 @@ class _Fitting:
         self.checkpoints = self._checkpoints()
         self.state.model.encodings = self._encodings()
 
+    def _encodings(self) -> PromptEncodings | None:
+        """Where encoded prompts are kept, if this stage leaves the backbone as it is."""
+        from flr_bench.lm.encodings import PromptEncodings
+
+        params, context = self.params, self.context
+        if params.encoding_cache == "off" or (context.stage == "sft" and params.tune != "reasoner"):
+            return None
+        folder = context.scratch if params.encoding_cache == "file" else None
+        return PromptEncodings(self.state.model.language_model, params.encoding_cache_mib, folder)
+
+    def _encode_ahead(self) -> None:
+        """Encode the training prompts once, where they are kept; their batches differ from epoch to epoch."""
+        from flr_bench.lm.memory import row_passes
+        from flr_bench.lm.model import length_groups
+
+        model, data = self.state.model, self.train
+        kept = model.encodings
+        if kept is None:
+            return
+
+        def run(rows: Int64s) -> None:
+            batch = data.batch(rows, model.device)
+            with model.autocast():
+                kept.keep(batch.prompt_ids, batch.lengths, of=len(data.prompt_tokens))
+
+        groups = length_groups(data.lengths, self.params.micro_batch_tokens)
+        model.memory.each(groups, run, row_passes("training", "micro_batch_tokens", data.lengths))
+
+    def close(self) -> dict[str, float]:
+        """Let go of what was kept for the fit; returns what the report says of its memory."""
+        model = self.state.model
+        model.encodings = None
+        return {"batches_split": float(model.memory.batches_split)} if model.memory.batches_split else {}
+
     def _checkpoints(self) -> Checkpoints | None:
         """Where the fit is kept; a checkpoint of other code, parameters or data is not used."""
         import torch
@@ -434,22 +468,6 @@ class _Fitting:
             "resumed_after_updates": float(self.checkpoints.resumed_after),
             "earlier_seconds": self.checkpoints.earlier_seconds,
         }
-
-    def _encodings(self) -> PromptEncodings | None:
-        """Where encoded prompts are kept, if this stage leaves the backbone as it is."""
-        from flr_bench.lm.encodings import PromptEncodings
-
-        params, context = self.params, self.context
-        if params.encoding_cache == "off" or (context.stage == "sft" and params.tune != "reasoner"):
-            return None
-        folder = context.scratch if params.encoding_cache == "file" else None
-        return PromptEncodings(self.state.model.language_model, params.encoding_cache_mib, folder)
-
-    def close(self) -> dict[str, float]:
-        """Let go of what was kept for the fit; returns what the report says of its memory."""
-        model = self.state.model
-        model.encodings = None
-        return {"batches_split": float(model.memory.batches_split)} if model.memory.batches_split else {}
 
     def run(self) -> TrainingLog:
         """Train as the stage says."""
@@ -487,6 +505,7 @@ class _Fitting:
             else None,
             checkpoints=self.checkpoints,
         )
+        self._encode_ahead()
         with self._prepared_layers():
             log = train_sft(model, job)
         model.trains_backbone = False
@@ -505,6 +524,7 @@ class _Fitting:
             raise UsageError(f"the reasoner of {self.method.name} has no parameters to reinforce")
         dtype = torch.bfloat16 if params.weights_dtype == "bfloat16" else torch.float32
         model.reasoner.to(dtype)
+        self._encode_ahead()
         with self._prepared_layers():
             log = self._grpo.train()
         self.trained = {

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flr_bench.interface import Budget, ProgressFn
-from flr_bench.lm.checkpoint import Checkpoints, Snapshot
+from flr_bench.lm.checkpoint import Checkpoints
 from flr_bench.lm.memory import row_passes
 from flr_bench.lm.model import Ints, LatentModel, TargetBatch, TargetExamples, length_groups
 from flr_bench.lm.params import SftParams
@@ -93,12 +94,11 @@ class _Supervised(Stage):
     def __init__(self, model: LatentModel, job: SftJob, rise: int) -> None:
         self._model, self._job, self._rise = model, job, rise
 
-    def snapshot(self) -> Snapshot:
-        return self._model.snapshot()
+    def state(self) -> Mapping[str, Any]:
+        return self._model.memory.state()
 
-    def resume(self, snapshot: Snapshot) -> None:
-        self.begin_epoch()  # as it was when prompts were encoded
-        self._model.resume(snapshot)
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self._model.memory.resume(state)
 
     def begin_epoch(self) -> None:
         self._model.train(self._model.trains_backbone)

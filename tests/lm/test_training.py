@@ -172,12 +172,11 @@ class Counting(Stage):
     def __init__(self) -> None:
         self.count = 0
 
-    def snapshot(self):
-        return Snapshot({"count": self.count}, {"count": torch.tensor([self.count])})
+    def state(self):
+        return {"count": self.count}
 
-    def resume(self, snapshot):
-        self.count = snapshot.record["count"]
-        assert snapshot.tensors["count"].tolist() == [self.count]
+    def resume(self, state):
+        self.count = state["count"]
 
     def begin_epoch(self):
         pass
