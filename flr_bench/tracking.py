@@ -28,6 +28,7 @@ KIND_TAG = "kind"
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 ARTIFACTS = ("cell.json", "metrics.json", "environment.json", "log.txt")
+_FINENESS = (2, 3, 4, 5, 6)  # decimals of an epoch: as few as tell a curve's points apart
 _BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # what a server takes at once
 _MAX_VALUE = 500  # characters of a parameter that every server version takes
 _STATUS = {"done": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "killed": "KILLED"}
@@ -384,10 +385,12 @@ def _figures(metrics: Json) -> dict[str, float]:
 
 
 def _by_step(name: str, points: Sequence[Sequence[float]]) -> tuple[str, list[tuple[int, float]]]:
-    """Epochs as MLflow's integer steps; curves with fractions of epochs count hundredths and say so."""
-    whole = all(float(epoch).is_integer() for epoch, _ in points)
-    scale, ending = (1, "") if whole else (100, " by 0.01 epoch")
-    return f"epoch/{name}{ending}", [(round(epoch * scale), float(value)) for epoch, value in points]
+    """Epochs as MLflow's integer steps; curves with fractions of epochs count hundredths, or finer, and say so."""
+    if all(float(epoch).is_integer() for epoch, _ in points):
+        return f"epoch/{name}", [(round(epoch), float(value)) for epoch, value in points]
+    digits = next((d for d in _FINENESS if len({round(e * 10**d) for e, _ in points}) == len(points)), _FINENESS[-1])
+    steps = [(round(epoch * 10**digits), float(value)) for epoch, value in points]
+    return f"epoch/{name} by {10**-digits:.{digits}f} epoch", steps
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_branches, token_embeddings
+from flr_bench.lm.encodings import PromptEncodings
+from flr_bench.lm.memory import MemoryGuard, row_passes
 from flr_bench.lm.reasoner import Reasoner, Thought
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,10 @@ class TargetBatch:
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.rows)
+
+    def part(self, which: slice) -> TargetBatch:
+        """Some of the examples, padded as they are."""
+        return TargetBatch(*(getattr(self, column.name)[which] for column in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +146,10 @@ class LatentModel(nn.Module):
         reasoner: makes the thought from the prompt's hidden states.
         trains_backbone: whether gradients flow into and through the prompt's encoding.
         precision: ``"bf16"`` runs the passes under bfloat16 autocast.
+
+    Attributes:
+        memory: splits the passes that exhaust the memory.
+        encodings: keeps encoded prompts while the backbone stays as it is; ``None``: each is encoded anew.
     """
 
     def __init__(
@@ -155,6 +166,12 @@ class LatentModel(nn.Module):
         self.reasoner = reasoner
         self.trains_backbone = trains_backbone
         self.precision = precision
+        self.encodings: PromptEncodings | None = None
+        self.memory = MemoryGuard(self._release)
+
+    def _release(self) -> None:
+        if self.encodings is not None:
+            self.encodings.drop()
 
     @property
     def device(self) -> torch.device:
@@ -177,6 +194,8 @@ class LatentModel(nn.Module):
         """Run the prompts once; without a graph where the backbone is not trained."""
         if self.trains_backbone:
             return encode_prompts(self.language_model, batch.prompt_ids, batch.lengths)
+        if self.encodings is not None:
+            return self.encodings.encode(batch.prompt_ids, batch.lengths)
         with torch.no_grad():
             return encode_prompts(self.language_model, batch.prompt_ids, batch.lengths)
 
@@ -242,9 +261,39 @@ def validation_nll(model: LatentModel, data: TargetExamples, max_tokens: int) ->
     values = np.zeros(len(data))
     training = model.training
     model.eval()
+
+    def run(rows: Ints) -> None:
+        batch = data.batch(rows, model.device)
+        nll, _ = model.target_nll(batch)
+        values[rows] = nll.double().sum(-1).cpu().numpy()
+
     with torch.inference_mode():
-        for batch in data.batches(np.arange(len(data)), max_tokens, model.device):
-            nll, _ = model.target_nll(batch)
-            values[batch.rows] = nll.double().sum(-1).cpu().numpy()
+        groups = length_groups(data.lengths, max_tokens)
+        model.memory.each(groups, run, row_passes("validation", "micro_batch_tokens", data.lengths))
     model.train(training)
     return values
+
+
+class AtWeights(Generic[T]):
+    """Remembers what was last computed with a module's weights, until one of them changes.
+
+    Args:
+        module: whose parameters are compared; what is computed depends on nothing else that changes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Nothing is known yet."""
+        self._module = module
+        self._weights: list[Tensor] = []
+        self._value: T | None = None
+
+    def __call__(self, compute: Callable[[], T]) -> T:
+        """The remembered value, or a new one where weights (or their type) have changed."""
+        now = [parameter.detach() for parameter in self._module.parameters()]
+        same = len(now) == len(self._weights) and all(
+            one.dtype == other.dtype and torch.equal(one, other) for one, other in zip(now, self._weights, strict=True)
+        )
+        if self._value is None or not same:
+            self._value = compute()
+            self._weights = [weight.clone() for weight in now]
+        return self._value

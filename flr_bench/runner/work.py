@@ -35,6 +35,7 @@ from flr_bench.interface import (
 from flr_bench.registry import PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, FitCell, Machine, PrepareCell, RankCell
 from flr_bench.runner.store import Store, write_json
+from flr_bench.runner.traces import write_traces
 
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData
@@ -161,11 +162,12 @@ class Workshop:
             progress=report,
             scratch=_made(folder / "scratch"),
             cache=self.settings.cache,
+            checkpoints=self.store.checkpoints(cell.hash),
         )
         with measured(cell.machine) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
         _remove(folder / "scratch")
-        return {"report": _as_json(fitted), **cost.figures}
+        return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
 
     def _fit(self, cell: FitCell, folder: Path, report: _Reporter) -> dict[str, Any]:
         method: type[Recommender] = RECOMMENDERS.get(cell.method)
@@ -183,12 +185,13 @@ class Workshop:
             progress=report,
             scratch=_made(folder / "scratch"),
             cache=self.settings.cache,
+            checkpoints=self.store.checkpoints(cell.hash),
         )
         with measured(cell.machine) as cost:
             fitted = recommender.fit(split, context)
         recommender.save(_made(folder / "model"))
         _remove(folder / "scratch")
-        return {"report": _as_json(fitted), **cost.figures}
+        return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
 
     def _rank(self, cell: RankCell, folder: Path, loaded: _Loaded, report: _Reporter) -> dict[str, Any]:
         from flr_bench.evaluation.metrics import evaluate
@@ -221,6 +224,8 @@ class Workshop:
         evaluation = evaluate(ranking, examples, split.catalog, cell.ks, split.interactions)
         evaluation.per_example.to_parquet(folder / "per_example.parquet", index=False)
         _write_ranking(folder / "ranking.parquet", examples, ranking)
+        if ranking.traces is not None:
+            write_traces(folder / "thoughts.parquet", examples, ranking.traces)
         return {
             "summary": evaluation.summary,
             "examples": len(examples),
@@ -482,6 +487,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_earlier(cost: Cost, report: FitReport) -> dict[str, float | int]:
+    """The cost of a fit, with the seconds of the part before the checkpoint that it went on from."""
+    earlier = report.measurements.get("earlier_seconds", 0.0)
+    return {**cost.figures, "seconds": cost.figures["seconds"] + earlier}
 
 
 def _as_json(report: FitReport) -> dict[str, Any]:
