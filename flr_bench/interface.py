@@ -207,12 +207,15 @@ class Ranking:
         measurements: figures about the ranking as a whole (for example ``alpha`` or ``proven``).
             ``reused_seconds`` is time spent earlier on work that this ranking shares.
         traces: how each answer came about, in the order of the examples; ``None`` where nobody asked.
+        per_example: figures about each example's list, ``[n]`` each (for example ``proven``); they
+            are kept beside the ranking, under names other than ``example``, ``items`` and ``scores``.
     """
 
     items: Int32s
     scores: Float32s
     measurements: Mapping[str, float] = field(default_factory=dict)
     traces: Traces | None = None
+    per_example: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 RankFn = Callable[[Examples, int], Ranking]
@@ -274,11 +277,11 @@ class FitContext:
             (not for ``watch="nll"``, which a language model computes itself).
         progress: where to report progress.
         scratch: an empty folder for temporary files, removed afterwards.
-        cache: a folder for what can be made again from the data at any time; ``None``: keep nothing.
-            What lies there changes no result.
         checkpoints: a folder of this fit alone that outlives an interruption, so that the fit started again can go
             on from what it left there; it may be missing, is removed once the fit is stored whole, and ``None``
             keeps nothing.
+        cache: a folder for what can be made again from the data at any time; ``None``: keep nothing.
+            What lies there changes no result.
     """
 
     seed: int
@@ -290,8 +293,8 @@ class FitContext:
     validate: Callable[[RankFn], float]
     progress: ProgressFn
     scratch: Path
-    cache: Path | None = None
     checkpoints: Path | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

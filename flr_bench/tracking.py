@@ -29,6 +29,7 @@ PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 ARTIFACTS = ("cell.json", "metrics.json", "environment.json", "log.txt")
 _FINENESS = (2, 3, 4, 5, 6)  # decimals of an epoch: as few as tell a curve's points apart
+_RECORDS = ("suites", "searches")  # folders of the store whose records say which cells belong together
 _BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # what a server takes at once
 _MAX_VALUE = 500  # characters of a parameter that every server version takes
 _STATUS = {"done": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "killed": "KILLED"}
@@ -122,7 +123,7 @@ class Tracker:
         """
         count = 0
         with self._tolerant():
-            for path in sorted((store_root / "suites").glob("*.json")):
+            for path in (path for name in _RECORDS for path in sorted((store_root / name).glob("*.json"))):
                 suite = _Suite.of(json.loads(path.read_text(encoding="utf-8")))
                 if not started:
                     count += self._sync_suite(suite, store_root, None)

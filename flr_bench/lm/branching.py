@@ -268,6 +268,61 @@ class BranchTree:
         return self
 
 
+class BlockTree:
+    """One and the same tree of tokens after every encoded prompt, grown block by block, without gradients.
+
+    Other than in a :class:`BranchTree`, all prompts have the same tokens and what sees what is given
+    once for all; and tokens that are seen no more can be dropped.
+
+    Args:
+        model: the model that encoded the prompts.
+        prompts: the encoded prompts, ``B`` rows.
+
+    Attributes:
+        size: number of tree tokens held.
+    """
+
+    def __init__(self, model: nn.Module, prompts: EncodedPrompts) -> None:
+        """Start with an empty tree."""
+        self._model = model
+        self._lengths = prompts.lengths
+        # One mask serves all prompts of one length.
+        even = bool(prompts.mask.all())
+        self._prompt_mask = prompts.mask[:1] if even else prompts.mask
+        self._past = [_Buffer(keys.detach(), values.detach()) for keys, values in prompts.cache]
+        self.size = 0
+
+    @torch.no_grad()
+    def append(self, embeddings: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
+        """Add ``N`` tokens.
+
+        Args:
+            embeddings: ``[B, N, d]`` input embeddings.
+            depths: ``[N]`` int64, 0 for a token directly after the prompt.
+            visible: ``[N, size + N]`` bool, which tokens (those held, then the new ones) each new one sees.
+
+        Returns:
+            ``[B, N, d]`` last hidden states.
+        """
+        rows, count = len(self._prompt_mask), len(depths)
+        prompt = self._prompt_mask[:, None, :].expand(-1, count, -1)
+        hidden, _ = _forward(
+            self._model,
+            embeddings,
+            positions=self._lengths[:, None] + depths,
+            mask=_additive(torch.cat([prompt, visible.expand(rows, -1, -1)], dim=-1), embeddings.dtype),
+            past=self._past,
+        )
+        self.size += count
+        return hidden
+
+    def keep(self, tokens: Tensor) -> None:
+        """Hold on to some of the tokens only (int64 ``[m]``, numbered as held now), in that order."""
+        for buffer in self._past:
+            buffer.keep(self._prompt_mask.shape[1], tokens)
+        self.size = len(tokens)
+
+
 class _Buffer:
     """Keys and values of one layer in a buffer that grows along the tokens by doubling."""
 
@@ -288,6 +343,14 @@ class _Buffer:
 
     def rows(self, keep: Tensor) -> None:
         self._keys, self._values = self._keys[keep], self._values[keep]
+
+    def keep(self, start: int, tokens: Tensor) -> None:
+        """Of the tokens from ``start`` on, hold on to some (counted from there), moved together."""
+        stop = start + len(tokens)
+        if len(tokens):
+            self._keys[..., start:stop, :] = self._keys.index_select(-2, tokens + start)
+            self._values[..., start:stop, :] = self._values.index_select(-2, tokens + start)
+        self.length = stop
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers has no types

@@ -32,7 +32,8 @@ from flr_bench.registry import DECODINGS
 
 if TYPE_CHECKING:
     from flr_bench.lm.item_trie import ItemTrie
-    from flr_bench.lm.search import Normalisation, PathScore, Pool
+    from flr_bench.lm.search import PathScore, Pool
+    from flr_bench.lm.trie_scoring import Normalisation
 
 DuplicateTitles = Literal["share", "each"]
 Floats = npt.NDArray[np.float64]
@@ -373,7 +374,8 @@ def rank_pool(
         ``k`` distinct items for each example; measurements ``proven`` (share of examples whose
         ranking is proven, for the search's own score), ``expanded`` (nodes run, mean over
         examples) and ``tied`` (share of examples in which the k-th and the next candidate
-        are equal, so that the seed decides), and those of :meth:`Decoding.measure`.
+        are equal, so that the seed decides), and those of :meth:`Decoding.measure`;
+        ``proven`` and ``expanded`` also per example.
 
     Raises:
         UsageError: ``k`` exceeds the catalog, or the pool has fewer items than ``k``.
@@ -405,6 +407,7 @@ def rank_pool(
             "tied": float(tied.mean()) if len(pool) else 0.0,
             **decoding.measure(scores[best]),
         },
+        per_example={"proven": pool.proven, "expanded": pool.expanded},
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flr_bench.lm.branching import EncodedPrompts, encode_prompts
+from flr_bench.lm.checkpoint import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class PromptEncodings:
         self._file = None if folder is None else _File(folder / "encodings.bin", self._limit)
         self._batches: dict[bytes, EncodedPrompts] = {}
         self._places: dict[bytes, _Place] = {}
+        self._prompts: dict[bytes, tuple[Tensor, Tensor]] = {}  # ids and lengths of each batch, on the CPU
         self._bytes = 0
         self._full = False
         self._version = self._weights_version()
@@ -95,14 +97,45 @@ class PromptEncodings:
         self.reused += len(keys) - len(missing)
         return self._together([place for place in places if place is not None], token_ids.device)
 
+    def snapshot(self) -> Snapshot:
+        """Which prompts were encoded together, for a checkpoint: other company would round otherwise."""
+        shapes = [list(ids.shape) for ids, _ in self._prompts.values()]
+        nothing = torch.zeros(0, dtype=torch.int32)  # torch cannot join no tensors at all
+        tensors = {
+            "ids": torch.cat([nothing, *(ids.flatten() for ids, _ in self._prompts.values())]),
+            "lengths": torch.cat([nothing, *(lengths for _, lengths in self._prompts.values())]),
+        }
+        return Snapshot({"shapes": shapes, "full": self._full}, tensors)
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Keep what an earlier :meth:`snapshot` kept: encodes again, in the same company, what is not there."""
+        known = self._batches
+        device = next(self._model.parameters()).device
+        self._forget()
+        self._full = False
+        at = first = 0
+        for rows, width in snapshot.record["shapes"]:
+            flat, sizes = snapshot.tensors["ids"][at : at + rows * width], snapshot.tensors["lengths"][first:][:rows]
+            at, first = at + rows * width, first + rows
+            ids, lengths = flat.view(rows, width).long().to(device), sizes.long().to(device)
+            keys = _keys(ids, lengths)
+            kept = known.get(b"".join(keys))
+            if kept is None:
+                self._encode(keys, ids, lengths)
+            else:
+                self._bytes += sum(_room(tensor) for tensor in _tensors(kept))
+                self._note(keys, kept, ids)
+        self._full = bool(snapshot.record["full"])
+
     def drop(self) -> None:
         """Forget everything and keep nothing from now on."""
         self._forget()
         self._full = True
 
     def _forget(self) -> None:
-        self._batches.clear()
+        self._batches = {}
         self._places.clear()
+        self._prompts.clear()
         self._bytes = 0
 
     def _encode(self, keys: list[bytes], token_ids: Tensor, lengths: Tensor) -> EncodedPrompts:
@@ -111,13 +144,18 @@ class PromptEncodings:
             found = encode_prompts(self._model, token_ids.clone(), lengths.clone())
         self.encoded += len(keys)
         kept = self._kept(found)
-        if kept is None:
-            return found
-        self._batches[b"".join(keys)] = kept
-        lengths_of_rows = found.lengths.tolist()
+        if kept is not None:
+            self._note(keys, kept, token_ids)
+        return found
+
+    def _note(self, keys: list[bytes], kept: EncodedPrompts, token_ids: Tensor) -> None:
+        """Remember where prompts are kept, and who they were encoded with."""
+        whole = b"".join(keys)
+        self._batches[whole] = kept
+        self._prompts[whole] = (token_ids.to("cpu", torch.int32, copy=True), kept.lengths.to("cpu", torch.int32))
+        lengths_of_rows = kept.lengths.tolist()
         for row, key in enumerate(keys):
             self._places.setdefault(key, _Place(kept, row, lengths_of_rows[row]))
-        return found
 
     def _kept(self, found: EncodedPrompts) -> EncodedPrompts | None:
         """The encoding as it is kept; ``None`` where there is no room."""

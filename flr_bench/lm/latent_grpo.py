@@ -29,7 +29,7 @@ from torch import Tensor
 from flr_bench.errors import UsageError
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.branching import EncodedPrompts
-from flr_bench.lm.checkpoint import Checkpoints
+from flr_bench.lm.checkpoint import Checkpoints, Snapshot
 from flr_bench.lm.memory import Passes, row_passes
 from flr_bench.lm.model import AtWeights, LatentModel, TargetBatch, TargetExamples, length_groups
 from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
@@ -316,6 +316,17 @@ class LatentGrpo(Stage):
     def generators(self) -> Mapping[str, torch.Generator]:
         """Those of the noise and of shuffled signs."""
         return {"noise": self.noise, "shuffle": self.shuffle}
+
+    def snapshot(self) -> Snapshot:
+        """What the model's passes left behind, and whether memory once ran out over graphs."""
+        model = self.model.snapshot()
+        return Snapshot({"model": model.record, "holds_graphs": self._holds_graphs}, model.tensors)
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from an earlier :meth:`snapshot`."""
+        self.begin_epoch()  # as it was when prompts were encoded
+        self.model.resume(Snapshot(snapshot.record["model"], snapshot.tensors))
+        self._holds_graphs = bool(snapshot.record["holds_graphs"])
 
     def begin(self, log: TrainingLog) -> None:
         """Note the validation figures before training."""

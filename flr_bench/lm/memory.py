@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -98,6 +98,17 @@ class MemoryGuard:
         self._release = release
         self._failed: dict[tuple[str, str], int] = {}
         self._told: set[str] = set()
+
+    def state(self) -> dict[str, Any]:
+        """What has failed, as JSON values for a checkpoint: the same pieces of work are split after it."""
+        failed = [[what, lower, size] for (what, lower), size in self._failed.items()]
+        return {"batches_split": self.batches_split, "failed": failed}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier :meth:`state`."""
+        self.batches_split = int(state["batches_split"])
+        self._failed = {(what, lower): size for what, lower, size in state["failed"]}
+        self._told = {lower for _, lower in self._failed}
 
     def each(
         self,

@@ -76,7 +76,10 @@ class LanguageModelRankParams(Params):
         description="beams; at least k are used. Publications have 10 [C], which misses items of the true top 10",
     )
     exact_budget: int | None = Field(
-        default=2048, ge=1, description="nodes that an exact search expands per example at most; null: no limit"
+        default=2048,
+        ge=1,
+        description="nodes that an exact search expands best first per example at most, before it scores the "
+        "whole trie, or, where that is too large, gives up its proof; null: no limit of its own",
     )
     alpha: float | None = Field(
         default=None, ge=0, le=1, description="weight of the language model in d3; null: chosen on valid by NDCG@10"
@@ -410,14 +413,14 @@ class _Search:
         inverse[order] = np.arange(len(order))
         return Pool.concatenate(pools).take(inverse)
 
+    def _kept(self) -> Traces | None:
+        return None if self._keeper is None else self._keeper.traces()
+
     def _batch_size(self) -> int:
         """Examples searched at a time: fewer where an assistant's values per item would fill the memory."""
         if not decoding_named(self.params.decoding).needs_assistant:
             return self.params.rank_batch
         return max(1, min(self.params.rank_batch, ASSISTANT_VALUES // len(self.ranker.book.catalog)))
-
-    def _kept(self) -> Traces | None:
-        return None if self._keeper is None else self._keeper.traces()
 
     def _search(self, prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore) -> Pool:
         from flr_bench.lm.search import exact_search

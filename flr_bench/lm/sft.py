@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from flr_bench.interface import Budget, ProgressFn
-from flr_bench.lm.checkpoint import Checkpoints
+from flr_bench.lm.checkpoint import Checkpoints, Snapshot
 from flr_bench.lm.memory import row_passes
 from flr_bench.lm.model import Ints, LatentModel, TargetBatch, TargetExamples, length_groups
 from flr_bench.lm.params import SftParams
@@ -92,6 +92,13 @@ class _Supervised(Stage):
 
     def __init__(self, model: LatentModel, job: SftJob, rise: int) -> None:
         self._model, self._job, self._rise = model, job, rise
+
+    def snapshot(self) -> Snapshot:
+        return self._model.snapshot()
+
+    def resume(self, snapshot: Snapshot) -> None:
+        self.begin_epoch()  # as it was when prompts were encoded
+        self._model.resume(snapshot)
 
     def begin_epoch(self) -> None:
         self._model.train(self._model.trains_backbone)

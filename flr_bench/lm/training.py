@@ -242,13 +242,13 @@ class Stage(ABC):
         """The generators that updates draw from, besides torch's own."""
         return {}
 
-    def state(self) -> Mapping[str, Any]:
-        """What else updates have changed, as JSON values, for a checkpoint."""
-        return {}
+    def snapshot(self) -> Snapshot:
+        """What else updates have changed, for a checkpoint."""
+        return Snapshot({}, {})
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier :meth:`state`."""
-        del state
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from an earlier :meth:`snapshot`."""
+        del snapshot
 
     def begin(self, log: TrainingLog) -> None:
         """Before the first update; not repeated by a fit that is resumed."""
@@ -364,7 +364,7 @@ class _Training:
 
     # ---------------------------------------------------------------- checkpoints
     def _keep(self, checkpoints: Checkpoints) -> None:
-        updater, best = self._updater.snapshot(), self._best.snapshot()
+        updater, best, stage = self._updater.snapshot(), self._best.snapshot(), self._stage.snapshot()
         record = {
             "epoch": self._epoch,
             "step": self._step,
@@ -374,10 +374,11 @@ class _Training:
             "log": asdict(self._log),
             "updater": updater.record,
             "best": best.record,
-            "stage": dict(self._stage.state()),
+            "stage": stage.record,
         }
         tensors = {f"updater.{name}": tensor for name, tensor in updater.tensors.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.tensors.items()}
+        tensors |= {f"stage.{name}": tensor for name, tensor in stage.tensors.items()}
         tensors |= {f"random.{name}": generator.get_state() for name, generator in self._stage.generators.items()}
         tensors |= {f"global.{name}": state for name, state in _global_states().items()}
         checkpoints.write(Snapshot(record, tensors), self._updater.steps)
@@ -404,8 +405,8 @@ class _Training:
         self._best.resume(Snapshot(record["best"], parts.get("best", {})))
         for name, generator in self._stage.generators.items():
             generator.set_state(parts["random"][name])
+        self._stage.resume(Snapshot(record["stage"], parts.get("stage", {})))
         _set_global_states(parts["global"])
-        self._stage.resume(record["stage"])
         return True
 
 

@@ -8,8 +8,9 @@ global state of pyplot, no display needed.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,17 @@ def draw_figures(view: SuiteView, data: str) -> dict[str, dict[str, bytes]]:
     """
     out: dict[str, dict[str, bytes]] = {}
     for name, draw in (("quality", quality_figure), ("cost", cost_figure), ("curves", curves_figure)):
-        with _style():
-            figure = draw(view, data)
-            if figure is not None:
-                out[name] = _encode(figure)
+        formats = rendered(partial(draw, view, data))
+        if formats:
+            out[name] = formats
     return out
+
+
+def rendered(draw: Callable[[], Figure | None]) -> dict[str, bytes]:
+    """The bytes of a figure by file ending, drawn in the one style; nothing where there is none to draw."""
+    with _style():
+        figure = draw()
+        return {} if figure is None else _encode(figure)
 
 
 # ---------------------------------------------------------------- quality

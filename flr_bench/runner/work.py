@@ -161,8 +161,8 @@ class Workshop:
             validate=_no_validation,
             progress=report,
             scratch=_made(folder / "scratch"),
-            cache=self.settings.cache,
             checkpoints=self.store.checkpoints(cell.hash),
+            cache=self.settings.cache,
         )
         with measured(cell.machine) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
@@ -184,8 +184,8 @@ class Workshop:
             validate=Validation(split, cell.budget.watch, cell.examples.seen_items),
             progress=report,
             scratch=_made(folder / "scratch"),
-            cache=self.settings.cache,
             checkpoints=self.store.checkpoints(cell.hash),
+            cache=self.settings.cache,
         )
         with measured(cell.machine) as cost:
             fitted = recommender.fit(split, context)
@@ -530,6 +530,7 @@ def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
         "example": pa.array(examples.ids),
         "items": pa.array(list(ranking.items), type=pa.list_(pa.int32())),
         "scores": pa.array(list(ranking.scores), type=pa.list_(pa.float32())),
+        **{name: pa.array(values) for name, values in ranking.per_example.items()},
     }
     pq.write_table(pa.table(columns), path)
 

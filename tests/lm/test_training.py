@@ -172,11 +172,12 @@ class Counting(Stage):
     def __init__(self) -> None:
         self.count = 0
 
-    def state(self):
-        return {"count": self.count}
+    def snapshot(self):
+        return Snapshot({"count": self.count}, {"count": torch.tensor([self.count])})
 
-    def resume(self, state):
-        self.count = state["count"]
+    def resume(self, snapshot):
+        self.count = snapshot.record["count"]
+        assert snapshot.tensors["count"].tolist() == [self.count]
 
     def begin_epoch(self):
         pass
@@ -340,7 +341,15 @@ def fit(stage: str, folder: Path | None, progress=lambda _: None, **params: obje
 
 @pytest.mark.parametrize(
     ("stage", "params"),
-    [("sft", {}), ("sft", {"tune": "lora"}), ("sft", {"tune": "reasoner"}), ("rl", {}), ("rl", {"tune": "lora"})],
+    [
+        ("sft", {}),
+        ("sft", {"tune": "lora"}),
+        ("sft", {"tune": "reasoner"}),
+        ("rl", {}),
+        ("rl", {"tune": "lora", "encoding_cache": "file"}),
+        ("rl", {"encoding_cache": "off"}),
+        ("rl", {"encoding_cache_mib": 1}),
+    ],
 )
 def test_an_interrupted_method_is_stored_and_reported_alike(stage, params, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
