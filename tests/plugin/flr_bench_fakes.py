@@ -69,6 +69,19 @@ class FakeEmpty(_FakeSource):
     length = 1
 
 
+@SOURCES.register("fake-untitled")
+class FakeUntitled(_FakeSource):
+    """One item has an empty title."""
+
+    def checksum(self) -> str:
+        return "fake-untitled"
+
+    def read(self) -> RawData:
+        raw = super().read()
+        titles = raw.items.assign(title=raw.items["title"].where(raw.items["item"] != "i3", ""))
+        return RawData(raw.interactions, titles, raw.origin)
+
+
 class FakeParams(Params):
     """Parameters of the fakes."""
 
