@@ -242,6 +242,8 @@ class FitContext:
             (not for ``watch="nll"``, which a language model computes itself).
         progress: where to report progress.
         scratch: an empty folder for temporary files, removed afterwards.
+        devices: how many processes, each with a device of its own, compute this fit together, all with the
+            same arguments; 1 unless the method has :attr:`Recommender.devices_supported`.
     """
 
     seed: int
@@ -253,6 +255,7 @@ class FitContext:
     validate: Callable[[RankFn], float]
     progress: ProgressFn
     scratch: Path
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -266,6 +269,7 @@ class RankContext:
         split: train and valid, for decodings that choose something on valid.
         validate: ranks the valid examples with the given function and returns NDCG@10.
         progress: where to report progress.
+        devices: as in :class:`FitContext`; every process returns the whole ranking.
     """
 
     seed: int
@@ -275,6 +279,7 @@ class RankContext:
     split: Split
     validate: Callable[[RankFn], float]
     progress: ProgressFn
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -366,6 +371,7 @@ class Recommender(ABC):
         revision: bumped whenever its results change; part of every cell's hash.
         stages: names of its stages in order; the last is what a plain row of a suite runs.
         stochastic: whether the seed matters; methods without randomness run once.
+        devices_supported: whether several processes can fit and rank together (``context.devices``).
         FitParams, RankParams: frozen parameter models.
     """
 
@@ -374,6 +380,7 @@ class Recommender(ABC):
     revision: ClassVar[int]
     stages: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = True
+    devices_supported: ClassVar[bool] = False
     FitParams: ClassVar[type[Params]]
     RankParams: ClassVar[type[Params]] = Params
 

@@ -17,9 +17,9 @@ easier.  An effect of this stage therefore means little without the rows ``basel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from flr_bench.errors import UsageError
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.branching import EncodedPrompts
 from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
 from flr_bench.lm.reasoner import Thought, module_generator
 from flr_bench.lm.training import BestEpoch, Reporter, TrainingLog, Updater, Watch
@@ -193,6 +194,7 @@ class GrpoJob:
         micro_batch_tokens: padded prompt tokens per pass at most.
         penalties: weight of each of the reasoner's penalties by name; absent ones count 0.
         rank_reward: computes the reward ``reciprocal_rank``; needed for that one only.
+        group: the processes that train together; every batch is divided over them.
     """
 
     params: LatentGrpoParams
@@ -205,6 +207,7 @@ class GrpoJob:
     micro_batch_tokens: int = 8192
     penalties: Mapping[str, float] = field(default_factory=dict)
     rank_reward: RankReward | None = None
+    group: Group = ALONE
 
 
 @dataclass(eq=False)
@@ -234,6 +237,7 @@ class LatentGrpo:
         self.model = model
         self.job = job
         self.params = job.params
+        self.group = job.group
         self.clip = Clip(job.params.clip_low, job.params.clip_high)
         self.noise = module_generator(job.seed, "grpo.noise")
         self.shuffle = module_generator(job.seed, "grpo.shuffle")
@@ -261,6 +265,7 @@ class LatentGrpo:
             warmup=round(params.warmup * total),
             total=total,
             max_norm=params.max_gradient_norm,
+            group=self.group,
         )
         best = BestEpoch(updater.parameters, self.job.watch, self.job.budget.patience)
         report = Reporter(self.job.budget, self.job.progress, batches)
@@ -303,7 +308,8 @@ class LatentGrpo:
     def evaluate(self, data: TargetExamples) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Total negative log-likelihood in nats and noise-free reward of each example, both ``[n]``."""
         nll, reward = np.zeros(len(data)), np.zeros(len(data))
-        for batch in data.batches(np.arange(len(data)), self.job.micro_batch_tokens, self.model.device):
+        rows = np.arange(len(data))
+        for batch in data.batches(rows, self.job.micro_batch_tokens, self.model.device, self.group):
             with self.model.autocast():
                 prompts = self.model.encode(batch)
                 tokens = self.model.think(prompts, batch.item_spans).tokens[:, None]
@@ -311,10 +317,13 @@ class LatentGrpo:
                 rewards = self._rewards(prompts, tokens, batch, log_p)
             nll[batch.rows] = -log_p[:, 0].double().sum(-1).cpu().numpy()
             reward[batch.rows] = rewards[:, 0].cpu().numpy()
-        return nll, reward
+        return self.group.sum_array(nll), self.group.sum_array(reward)
 
     def update(self, updater: Updater, rows: npt.NDArray[np.int64]) -> dict[str, float]:
-        """All inner iterations on one batch of prompts; returns the figures of the first."""
+        """All inner iterations on one batch of prompts; returns the figures of the first.
+
+        Each process runs its share of the prompts; noise, rewards, advantages and figures are the whole batch's.
+        """
         passes = self._encode(rows)
         sigma, figures = self._sample(passes, len(rows))
         rewards = torch.zeros(len(rows), self.params.group_size, dtype=torch.float64, device=self.model.device)
@@ -325,7 +334,7 @@ class LatentGrpo:
                 log_ps.append(self._log_p(part.prompts, tokens, part.batch))
             part.old_log_p = log_ps[-1].detach()
             rewards[part.places] = self._rewards(part.prompts, tokens.detach(), part.batch, part.old_log_p).double()
-        advantage = self._advantages(rewards)
+        advantage = self._advantages(self.group.sum_(rewards))
         figures |= self._reward_figures(rewards, advantage)
         for iteration in range(self.params.inner_iterations):
             if iteration:
@@ -334,12 +343,12 @@ class LatentGrpo:
             penalties = self._backward(passes, log_ps, advantage, sigma)
             norm = updater.step()
             if iteration == 0:
-                figures |= penalties | {"gradient_norm": norm}
+                figures |= self.group.sum_figures(penalties) | {"gradient_norm": norm}
         return figures
 
     def _encode(self, rows: npt.NDArray[np.int64]) -> list[_Pass]:
         passes = []
-        for part in length_groups(self.job.data.lengths[rows], self.job.micro_batch_tokens):
+        for part in length_groups(self.job.data.lengths[rows], self.job.micro_batch_tokens, self.group):
             batch = self.job.data.batch(rows[part], self.model.device)
             with self.model.autocast():
                 prompts = self.model.encode(batch)
@@ -355,27 +364,36 @@ class LatentGrpo:
 
     def _sample(self, passes: list[_Pass], prompts: int) -> tuple[Tensor, dict[str, float]]:
         """Draw the noise of the whole batch, in the order of its prompts whatever the passes."""
-        square = sum(part.old_mean.double().square().sum() for part in passes)
-        rms = (square / sum(part.old_mean.numel() for part in passes)).sqrt().float()  # type: ignore[union-attr]
+        rms = self._rms(part.old_mean for part in passes).float()
         scale = self.params.noise_absolute
         sigma = rms * self.params.noise_scale if scale is None else torch.full_like(rms, scale)
-        shape = (prompts, self.params.group_size, *passes[0].mean.shape[1:])
-        unit = torch.randn(shape, generator=self.noise)
+        # A process without a prompt in a small batch draws like the others: its next batch needs the same state.
+        shapes = self.group.gather(tuple(passes[0].mean.shape[1:]) if passes else None)
+        latent = next(shape for shape in shapes if shape is not None)
+        unit = torch.randn((prompts, self.params.group_size, *latent), generator=self.noise)
         unit[:, 0] = 0
         for part in passes:
             part.noise = (unit[part.places.cpu()].to(rms.device) * sigma).to(part.mean.dtype)
-        thoughts = torch.cat([part.thought.tokens.detach().double().flatten() for part in passes])
+        thought = float(self._rms(part.thought.tokens for part in passes))
         added = float(sigma) if self.params.noise_on == "thought" else self._added_to_thought(passes)
         return sigma, {
-            "noise_over_thought": added / max(float(thoughts.square().mean().sqrt()), EPSILON),
+            "noise_over_thought": added / max(thought, EPSILON),
             "noise_over_embeddings": added / max(self._embedding_rms, EPSILON),
         }
 
     @torch.no_grad()
     def _added_to_thought(self, passes: list[_Pass]) -> float:
         """Root mean square of what noise on the factors adds to the thought, over the noisy members."""
-        moved = [self._members(part)[:, 1:] - part.thought.tokens[:, None] for part in passes]
-        return float(torch.cat([move.double().flatten() for move in moved]).square().mean().sqrt())
+        return float(self._rms(self._members(part)[:, 1:] - part.thought.tokens[:, None] for part in passes))
+
+    @torch.no_grad()
+    def _rms(self, parts: Iterable[Tensor]) -> Tensor:
+        """Root mean square of the entries of all processes' tensors, float64 on the model's device."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
+        for part in parts:
+            total += torch.stack([part.double().square().sum(), total.new_tensor(part.numel())])
+        square, count = self.group.sum_(total)
+        return cast(Tensor, (square / count).sqrt())
 
     def _members(self, part: _Pass) -> Tensor:
         """Thought tokens of the group, ``[b, G, T, d]``; the gradient flows unless scores are used."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_branches, token_embeddings
+from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.reasoner import Reasoner, Thought
 
 Ints = npt.NDArray[np.int64]
@@ -89,9 +90,14 @@ class TargetExamples:
         )
         return TargetBatch(rows, *(tensor.to(device) for tensor in tensors))
 
-    def batches(self, rows: Ints, max_tokens: int, device: torch.device | str = "cpu") -> Iterator[TargetBatch]:
-        """Batches of similar length that cover ``rows``, each of at most ``max_tokens`` padded tokens."""
-        for part in length_groups(self.lengths[rows], max_tokens):
+    def batches(
+        self, rows: Ints, max_tokens: int, device: torch.device | str = "cpu", group: Group = ALONE
+    ) -> Iterator[TargetBatch]:
+        """Batches of similar length that cover this process's share of ``rows``.
+
+        Each has at most ``max_tokens`` padded tokens, unless a row alone exceeds them.
+        """
+        for part in length_groups(self.lengths[rows], max_tokens, group):
             yield self.batch(rows[part], device)
 
 
@@ -112,23 +118,24 @@ def pad_rows(
     return matrix, mask
 
 
-def length_groups(lengths: Ints, max_tokens: int) -> list[Ints]:
+def length_groups(lengths: Ints, max_tokens: int, group: Group = ALONE) -> list[Ints]:
     """Split rows into groups of similar length.
 
     Args:
         lengths: ``[n]`` tokens of each row.
         max_tokens: a group's size times its longest row stays within this, unless the row alone exceeds it.
+        group: processes over which the rows of each group are dealt out; only this one's are returned.
 
     Returns:
-        Indices into ``lengths``, longest rows first, each index once; deterministic.
+        Indices into ``lengths``, longest rows first, over all processes each index once; deterministic.
     """
     order = np.argsort(-lengths, kind="stable")
     groups, start = [], 0
     while start < len(order):
-        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
-        groups.append(order[start : start + size])
+        size = group.size * max(1, max_tokens // max(1, int(lengths[order[start]])))
+        groups.append(group.share(order[start : start + size]))
         start += size
-    return groups
+    return [own for own in groups if len(own)]
 
 
 class LatentModel(nn.Module):
@@ -237,14 +244,19 @@ class LatentModel(nn.Module):
         return -log_p[:, 0], thought
 
 
-def validation_nll(model: LatentModel, data: TargetExamples, max_tokens: int) -> npt.NDArray[np.float64]:
-    """Each example's total negative log-likelihood of its target in nats, without penalties, ``[n]``."""
+def validation_nll(
+    model: LatentModel, data: TargetExamples, max_tokens: int, group: Group = ALONE
+) -> npt.NDArray[np.float64]:
+    """Each example's total negative log-likelihood of its target in nats, without penalties, ``[n]``.
+
+    Each process of ``group`` computes its share; all get all values.
+    """
     values = np.zeros(len(data))
     training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in data.batches(np.arange(len(data)), max_tokens, model.device):
+        for batch in data.batches(np.arange(len(data)), max_tokens, model.device, group):
             nll, _ = model.target_nll(batch)
             values[batch.rows] = nll.double().sum(-1).cpu().numpy()
     model.train(training)
-    return values
+    return group.sum_array(values)

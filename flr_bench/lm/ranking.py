@@ -313,10 +313,13 @@ class _Search:
     def _run(self, search: Callable[[npt.NDArray[np.int64], Callable[[PathScore], Pool]], Pool]) -> Pool:
         import torch
 
+        from flr_bench.lm.parallel import Group
         from flr_bench.lm.search import Pool
 
         model, size = self.ranker.model, self.params.rank_batch
-        order = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
+        group = Group.of(self.context.devices)
+        longest_first = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
+        order = group.share(longest_first)
         pools, steps = [], -(-len(order) // size)
         model.eval()
         with torch.inference_mode(), model.autocast():
@@ -327,9 +330,10 @@ class _Search:
                 thoughts = self._thoughts(prompts, batch)
                 pools.append(search(rows, lambda guide, p=prompts, t=thoughts: self._search(p, t, guide)))  # type: ignore[misc]
                 self.context.progress(Progress(0, 0, step + 1, steps))
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(len(order))
-        return Pool.concatenate(pools).take(inverse)
+        shares = group.gather((order, pools))
+        inverse = np.empty_like(longest_first)
+        inverse[np.concatenate([rows for rows, _ in shares])] = np.arange(len(inverse))
+        return Pool.concatenate([pool for _, found in shares for pool in found]).take(inverse)
 
     def _search(self, prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore) -> Pool:
         from flr_bench.lm.search import beam_search, exact_search

@@ -114,6 +114,7 @@ class LanguageModelRecommender(Recommender):
 
     family: ClassVar[str] = "llm"
     stages: ClassVar[tuple[str, ...]] = ("untuned", "sft", "rl")
+    devices_supported: ClassVar[bool] = True
     FitParams: ClassVar[type[Params]] = LatentParams
     RankParams: ClassVar[type[Params]] = LanguageModelRankParams
     name: ClassVar[str]
@@ -353,10 +354,13 @@ class _Fitting:
     """One stage in progress."""
 
     def __init__(self, method: LanguageModelRecommender, data: Split, context: FitContext) -> None:
+        from flr_bench.lm.parallel import Group
+
         self.method = method
         self.params = method.params
         self.data = data
         self.context = context
+        self.group = Group.of(context.devices)
         self.state = method._state
         self.book = method.title_book(data.catalog)
         self.train, _ = self.book.targets(data.train)
@@ -398,6 +402,7 @@ class _Fitting:
             reasoner_learning_rate=self.params.reasoner_learning_rate
             if isinstance(self.params, LatentParams)
             else None,
+            group=self.group,
         )
         log = train_sft(model, job)
         model.trains_backbone = False
@@ -429,6 +434,7 @@ class _Fitting:
             micro_batch_tokens=self.params.micro_batch_tokens,
             penalties=self.method.penalty_weights(self.params, "rl"),
             rank_reward=self._rank_reward if params.reward == "reciprocal_rank" else None,
+            group=self.group,
         )
         stage = LatentGrpo(model, job)
         log = stage.train()
@@ -484,7 +490,8 @@ class _Fitting:
     def _nll(self) -> float:
         from flr_bench.lm.model import validation_nll
 
-        return float(validation_nll(self.state.model, self.valid, self.params.micro_batch_tokens).mean())
+        tokens = self.params.micro_batch_tokens
+        return float(validation_nll(self.state.model, self.valid, tokens, self.group).mean())
 
     def _rank(self, examples: Examples, k: int) -> Ranking:
         """Rank with the weights as they are now: plain scores by beam search."""
@@ -496,6 +503,7 @@ class _Fitting:
             split=self.data,
             validate=self.context.validate,
             progress=lambda _: None,
+            devices=self.context.devices,
         )
         return TitleRanker(self.state.model, self.book, None).rank(examples, k, LanguageModelRankParams(), context)
 
@@ -512,7 +520,7 @@ class _Fitting:
 
         reasoner = NoReasoner(self.state.backbone.width, NoOptions(), 0)
         plain = LatentModel(self.state.model.language_model, reasoner, precision=self.params.precision)
-        return float(validation_nll(plain.eval(), self.valid, self.params.micro_batch_tokens).mean())
+        return float(validation_nll(plain.eval(), self.valid, self.params.micro_batch_tokens, self.group).mean())
 
     def figures(self) -> dict[str, float]:
         """Figures of the model as it is, on valid."""

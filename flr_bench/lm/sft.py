@@ -14,6 +14,7 @@ import torch
 
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples
+from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import SftParams
 from flr_bench.lm.training import BestEpoch, Reporter, TrainingLog, Updater, Watch
 
@@ -32,6 +33,7 @@ class SftJob:
         progress: where to report.
         reasoner_learning_rate: largest step of the reasoner's weights; ``None``: that of the backbone's.
         penalty_warmup: share of the updates over which penalties rise linearly to their weight.
+        group: the processes that train together; every batch is divided over them.
     """
 
     params: SftParams
@@ -43,6 +45,7 @@ class SftJob:
     penalties: Mapping[str, float] = field(default_factory=dict)
     reasoner_learning_rate: float | None = None
     penalty_warmup: float = 0.1
+    group: Group = ALONE
 
 
 def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
@@ -67,6 +70,7 @@ def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
         warmup=min(params.warmup, total // 2),
         total=total,
         max_norm=params.max_gradient_norm,
+        group=job.group,
     )
     best = BestEpoch(updater.parameters, job.watch, job.budget.patience)
     report = Reporter(job.budget, job.progress, batches)
@@ -107,18 +111,22 @@ def sft_update(
 ) -> dict[str, float]:
     """One update on the examples at ``rows``, in passes of at most ``max_tokens`` padded tokens.
 
-    How the batch is cut into passes changes rounding only, except for penalties that are themselves
-    taken over a batch (balance, batch correlation): those are averaged over the passes.
+    Each process of the updater's group runs its share of every pass.  How the batch is cut into passes
+    and shares changes rounding only, except for penalties that are themselves taken over a batch
+    (balance, batch correlation): those are averaged over the passes, of all processes.
+
+    Returns:
+        The whole batch's figures, on every process.
     """
     updater.zero()
     tokens = int(data.target_lengths[rows].sum())
     sums: dict[str, float] = {}
-    for batch in data.batches(rows, max_tokens, model.device):
+    for batch in data.batches(rows, max_tokens, model.device, updater.group):
         figures = sft_backward(model, batch, weights, tokens=tokens, examples=len(rows))
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value
-    sums["gradient_norm"] = updater.step()
-    return sums
+    sums = updater.group.sum_figures(sums)
+    return sums | {"gradient_norm": updater.step()}
 
 
 def sft_backward(

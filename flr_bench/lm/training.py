@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flr_bench.errors import FlrBenchError
 from flr_bench.interface import Budget, Progress, ProgressFn
+from flr_bench.lm.parallel import ALONE, Group
 
 #: Returns the watched quantity on valid, for the model as it is.
 WatchFn = Callable[[], float]
@@ -127,6 +128,7 @@ class Updater:
         warmup: updates with rising step.
         total: updates in all.
         max_norm: gradients are cut to this norm.
+        group: the processes whose gradients are added up; all make the same update.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Updater:
         warmup: int,
         total: int,
         max_norm: float,
+        group: Group = ALONE,
     ) -> None:
         """Start at update 0."""
         trained = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in rates]
@@ -144,6 +147,7 @@ class Updater:
         self._optimizer = adamw(trained, weight_decay)
         self._schedule = cosine_schedule(self._optimizer, warmup, total)
         self._max_norm = max_norm
+        self.group = group
         self.steps = 0
 
     def zero(self) -> None:
@@ -156,6 +160,7 @@ class Updater:
         Raises:
             TrainingDiverged: the norm is not finite.
         """
+        self.group.sum_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self._max_norm))
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the gradient is no longer finite after {self.steps} updates; lower learning_rate")
