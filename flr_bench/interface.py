@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -167,6 +167,36 @@ class Split:
     valid: Examples
 
 
+TraceAxis = Literal["step", "factor", "other_factor", "token", "position"]
+"""What a dimension of a :class:`Trace` counts, from 0; ``position`` is a place in the history, 0 the oldest item."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One quantity of how each example's answer came about.
+
+    Attributes:
+        axes: what the dimensions after the first count.
+        values: ``[n, ...]`` float32; NaN where an example has nothing at that place.
+    """
+
+    axes: tuple[TraceAxis, ...]
+    values: Float32s
+
+
+@dataclass(frozen=True, eq=False)
+class Traces:
+    """How each example's answer came about: for interpretation, kept only where a rank parameter asks for it.
+
+    Attributes:
+        items: ``[n, H]`` int32, the item that was read at each position of the history, -1 where none was.
+        quantities: what was kept, by name.
+    """
+
+    items: Int32s
+    quantities: Mapping[str, Trace]
+
+
 @dataclass(frozen=True, eq=False)
 class Ranking:
     """What a recommender answers: for each example ``k`` distinct items, best first.
@@ -176,11 +206,13 @@ class Ranking:
         scores: ``[n, k]`` float32, finite, non-increasing along each row.
         measurements: figures about the ranking as a whole (for example ``alpha`` or ``proven``).
             ``reused_seconds`` is time spent earlier on work that this ranking shares.
+        traces: how each answer came about, in the order of the examples; ``None`` where nobody asked.
     """
 
     items: Int32s
     scores: Float32s
     measurements: Mapping[str, float] = field(default_factory=dict)
+    traces: Traces | None = None
 
 
 RankFn = Callable[[Examples, int], Ranking]

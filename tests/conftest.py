@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ["MPLBACKEND"] = "Agg"
+# A shell's background job ignores interrupts, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A user's own folders and tracking server are none of the tests' business.
 for name in ("FLR_BENCH_RUNS", "FLR_BENCH_CACHE", "FLR_BENCH_MLRUNS", "FLR_BENCH_RESULTS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)

@@ -8,16 +8,25 @@ aggregated dynamically (arXiv 2604.26760).  The equations below are our formulat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from flr_bench.errors import UsageError
 from flr_bench.flr.params import FactorOptions
-from flr_bench.flr.regularizers import factor_diagnostics, factor_penalties
-from flr_bench.lm.reasoner import Reasoner, Thought, initial_thought, uniform_weight
+from flr_bench.flr.regularizers import FACTOR_TRACE_AXES, factor_diagnostics, factor_penalties, factor_traces
+from flr_bench.interface import TraceAxis
+from flr_bench.lm.reasoner import (
+    INITIAL_TRACE_AXES,
+    Reasoner,
+    Thought,
+    initial_thought,
+    initial_traces,
+    uniform_weight,
+)
 from flr_bench.registry import REASONERS
 
 
@@ -54,6 +63,11 @@ class FactorizedReasoner(Reasoner):
     """
 
     Options = FactorOptions
+    trace_axes: ClassVar[Mapping[str, tuple[TraceAxis, ...]]] = {
+        **Reasoner.trace_axes,
+        **INITIAL_TRACE_AXES,
+        **FACTOR_TRACE_AXES,
+    }
 
     def __init__(self, width: int, options: FactorOptions, seed: int) -> None:
         """Build the initial thought's module and, for at least one step, the factors."""
@@ -106,12 +120,14 @@ class FactorizedReasoner(Reasoner):
         if self.options.steps == 0:
             return Thought(current[:, None], mask, item_spans, initial_attention=initial_attention)
         done: list[_Step] = []
+        states = [current]
         previous = current
         for number in range(self.options.steps):
             previous = current.detach() if detach_upstream and number == self.options.steps - 1 else current
             step = self._step(number, previous, hidden, mask)
             done.append(step)
             current = previous + step.parts.sum(1)
+            states.append(current)
         per_factor = self.options.thoughts == "per_factor"
         return Thought(
             tokens=previous[:, None] + done[-1].parts if per_factor else current[:, None],
@@ -122,6 +138,7 @@ class FactorizedReasoner(Reasoner):
             gates=torch.stack([step.gates for step in done], 1),
             factors=torch.stack([step.factors for step in done], 1),
             previous=previous,
+            states=tuple(states),
         )
 
     def _step(self, number: int, previous: Tensor, hidden: Tensor, mask: Tensor) -> _Step:
@@ -154,6 +171,10 @@ class FactorizedReasoner(Reasoner):
     def diagnostics(self, thought: Thought) -> dict[str, float]:
         """Gate entropy, effective number of factors, mass on template tokens, orthogonality's random level."""
         return factor_diagnostics(thought, self.options)
+
+    def traces(self, thought: Thought) -> dict[str, Tensor]:
+        """The norm, and what :func:`initial_traces` and :func:`factor_traces` say."""
+        return super().traces(thought) | initial_traces(thought) | factor_traces(thought)
 
     def weight_figures(self) -> dict[str, float]:
         """Frobenius norm of each ``U_k`` (over steps, where they have weights of their own) and their mean."""

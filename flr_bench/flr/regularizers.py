@@ -8,14 +8,18 @@ averaged over the batch and the steps, and all are 0 where there are less than t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flr_bench.lm.reasoner import attention_mass
+
 if TYPE_CHECKING:
     from flr_bench.flr.params import FactorOptions
+    from flr_bench.interface import TraceAxis
     from flr_bench.lm.reasoner import Thought
 
 #: Keeps cosines and correlations finite where a vector vanishes.
@@ -106,11 +110,7 @@ def item_attention(attention: Tensor, item_spans: Tensor) -> Tensor:
     Returns:
         ``[B, S, K, I]`` with ``I`` the largest number of items; rows sum to 1 where any mass is on items.
     """
-    items = int(item_spans.max()) + 1
-    mass = attention.new_zeros(*attention.shape[:3], items + 1)
-    # Template tokens and padding (-1) are collected in the first column, which is dropped.
-    index = (item_spans + 1)[:, None, None].expand_as(attention)
-    mass = mass.scatter_add(-1, index, attention)[..., 1:]
+    mass = attention_mass(attention, item_spans)[..., 1:]
     return mass / mass.sum(-1, keepdim=True).clamp_min(EPSILON)
 
 
@@ -190,6 +190,46 @@ def factor_diagnostics(thought: Thought, options: FactorOptions) -> dict[str, fl
         template = (thought.item_spans < 0)[:, None, None]
         figures["template_mass"] = float((thought.attention * template).sum(-1).mean())
     return figures
+
+
+#: Axes of :func:`factor_traces`.
+FACTOR_TRACE_AXES: Mapping[str, tuple[TraceAxis, ...]] = {
+    "step_norm": ("step",),
+    "gate": ("step", "factor"),
+    "effective_factors": ("step",),
+    "factor_cosine": ("step", "factor", "other_factor"),
+    "attention": ("step", "factor", "position"),
+    "template_attention": ("step", "factor"),
+}
+
+
+@torch.no_grad()
+def factor_traces(thought: Thought) -> dict[str, Tensor]:
+    """What the factors of each prompt did, step by step; float32.
+
+    Returns:
+        ``step_norm [B, S + 1]`` (Euclidean norm of the thought, at 0 before the first step), ``gate [B, S, K]``,
+        ``effective_factors [B, S]`` (``exp H(g)`` of the prompt's own gate, in [1, K]), ``factor_cosine
+        [B, S, K, K]`` (NaN but for pairs with the second factor after the first) and, where the items' places
+        are known, ``attention [B, S, K, I]`` and ``template_attention [B, S, K]``, which sum to 1; nothing
+        without factors.
+    """
+    if thought.factors is None or thought.attention is None or thought.gates is None:
+        return {}
+    gates = thought.gates.float()
+    unit = functional.normalize(thought.factors.float(), dim=-1, eps=EPSILON)
+    cosines = (unit[:, :, :, None] * unit[:, :, None]).sum(-1)  # no matrix product: autocast would round it
+    later = torch.ones_like(cosines, dtype=torch.bool).triu(1)
+    found = {
+        "step_norm": torch.stack([state.detach().float().norm(dim=-1) for state in thought.states], 1),
+        "gate": gates,
+        "effective_factors": entropy(gates / gates.sum(-1, keepdim=True).clamp_min(EPSILON)).exp(),
+        "factor_cosine": cosines.masked_fill(~later, torch.nan),
+    }
+    if thought.item_spans is not None:
+        mass = attention_mass(thought.attention.float(), thought.item_spans)
+        found |= {"attention": mass[..., 1:], "template_attention": mass[..., 0]}
+    return found
 
 
 def _mean_gate(gates: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from flr_bench.interface import (
     RankContext,
     Ranking,
     Split,
+    Traces,
 )
 from flr_bench.lm.decoding import (
     DecodingSettings,
@@ -35,6 +36,7 @@ from flr_bench.lm.decoding import (
     rank_pool,
 )
 from flr_bench.lm.prompt import TokenizedCatalog, build_prompts
+from flr_bench.lm.traces import TraceKeeper
 from flr_bench.registry import DECODINGS, RECOMMENDERS
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from flr_bench.lm.branching import EncodedPrompts
     from flr_bench.lm.item_trie import ItemTrie
     from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples
+    from flr_bench.lm.reasoner import Thought
     from flr_bench.lm.search import PathScore, Pool
 
 #: Pools kept on one loaded model, so that decodings and ``k`` that agree share a search.
@@ -82,6 +85,10 @@ class LanguageModelRankParams(Params):
         description="what is put in the thought's place: nothing, noise of its size, its mean over training prompts, "
         "the thought about another user's training prompt",
     )
+    keep_thoughts: bool = Field(
+        default=False,
+        description="keep of every example what its thought attended to, gates, norms and agreement of its factors",
+    )
     rank_batch: int = Field(default=64, ge=1, description="examples searched at a time")
 
     @field_validator("decoding")
@@ -104,6 +111,8 @@ class LanguageModelRankParams(Params):
             raise ValueError("length_penalty is for decoding: length_normalised; leave it out otherwise")
         if self.exact_budget != type(self).model_fields["exact_budget"].default and self.search != "exact":
             raise ValueError("exact_budget is for search: exact; leave it out otherwise")
+        if self.keep_thoughts and self.thought_control in ("noise", "mean"):
+            raise ValueError("keep_thoughts is for a thought that was made from a prompt; leave out one of the two")
         return self
 
     def requires(self) -> dict[str, CellSpec]:
@@ -197,7 +206,7 @@ class TitleRanker:
         self.model = model
         self.book = book
         self.mean = mean
-        self._pools: dict[tuple[object, ...], tuple[Pool, float]] = {}
+        self._pools: dict[tuple[object, ...], _Searched] = {}
         self._assistants: dict[str, Float32s] = {}
         self._alphas: dict[tuple[object, ...], float] = {}
 
@@ -211,6 +220,8 @@ class TitleRanker:
             raise UsageError(f"k = {k} exceeds the catalog of {len(self.book.catalog)} items; choose a smaller k")
         if params.thought_control != "none" and not self.model.reasoner.num_thoughts:
             raise UsageError("thought_control needs a method with a thought; use single_latent or flr")
+        if params.keep_thoughts and not self.model.reasoner.num_thoughts:
+            raise UsageError("keep_thoughts needs a method with a thought; use single_latent or flr")
         decoding = decoding_named(params.decoding)
         assistant = self._assistant(examples, params, context) if decoding.needs_assistant else None
         settings = DecodingSettings(params.duplicate_titles, params.length_penalty, seed=context.seed)
@@ -228,7 +239,7 @@ class TitleRanker:
         pool, reused = job.pool(decoding.search_key(settings, params.search), lambda rows, run: run(guide(rows)))
         ranking = rank_pool(decoding, pool, self.book.titles, settings, k, assistant=assistant)
         found |= {"reused_seconds": reused, "histories_cut": float(job.cut)}
-        return replace(ranking, measurements={**ranking.measurements, **found})
+        return replace(ranking, measurements={**ranking.measurements, **found}, traces=job.traces)
 
     def _choose_alpha(self, params: LanguageModelRankParams, context: RankContext) -> float:
         """Choose d3's alpha by NDCG@10 on valid, from one search, once per model and settings."""
@@ -241,7 +252,8 @@ class TitleRanker:
 
                 def rank(examples: Examples, k: int) -> Ranking:
                     assistant = self._assistant(examples, params, context)
-                    job = _Search(self, examples, k, params.model_copy(update={"search": "beam"}), context)
+                    for_choice = params.model_copy(update={"search": "beam", "keep_thoughts": False})
+                    job = _Search(self, examples, k, for_choice, context)
                     pool, _ = job.pool(
                         ("experts", params.assistant, params.duplicate_titles),
                         lambda rows, run: expert_pool(run, self.book.trie, assistant[rows]),
@@ -266,18 +278,29 @@ class TitleRanker:
             self._assistants[key] = loaded.log_probabilities(examples)
         return self._assistants[key]
 
-    def cached(self, key: tuple[object, ...], make: Callable[[], Pool]) -> tuple[Pool, float]:
-        """The pool kept under ``key``, or a new one; with the seconds that keeping it saved."""
+    def cached(
+        self, key: tuple[object, ...], make: Callable[[], tuple[Pool, Traces | None]]
+    ) -> tuple[_Searched, float]:
+        """What is kept under ``key``, or a new search; with the seconds that keeping it saved."""
         if key in self._pools:
-            pool, seconds = self._pools.pop(key)
-            self._pools[key] = (pool, seconds)
-            return pool, seconds
+            found = self._pools.pop(key)
+            self._pools[key] = found
+            return found, found.seconds
         start = time.perf_counter()
-        pool = make()
+        pool, traces = make()
         while len(self._pools) >= POOLS_KEPT:
             self._pools.pop(next(iter(self._pools)))
-        self._pools[key] = (pool, time.perf_counter() - start)
-        return pool, 0.0
+        self._pools[key] = _Searched(pool, traces, time.perf_counter() - start)
+        return self._pools[key], 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Searched:
+    """A search's answer, what its thoughts were if that was to be kept, and how long it took."""
+
+    pool: Pool
+    traces: Traces | None
+    seconds: float
 
 
 #: Runs a search of one batch with a path score.
@@ -296,19 +319,23 @@ class _Search:
         self.params = params
         self.context = context
         self.data, self.cut = ranker.book.targets(examples)
+        self.traces: Traces | None = None
+        self._keeper: TraceKeeper | None = None
 
     def pool(
         self,
         key: tuple[object, ...],
         search: Callable[[npt.NDArray[np.int64], Callable[[PathScore], Pool]], Pool],
     ) -> tuple[Pool, float]:
-        """One pool for all examples, and the seconds saved if it was there already."""
+        """One pool for all examples, and the seconds saved if it was there already; leaves :attr:`traces`."""
         params = self.params
         digest = hashlib.sha256(self.examples.ids.tobytes() + _histories(self.examples)).hexdigest()
         control = params.thought_control
         drawn = (control, self.context.seed) if control in ("noise", "other_user") else (control,)
-        whole = (digest, max(params.beams, self.k), self.k, params.exact_budget, drawn, key)
-        return self.ranker.cached(whole, lambda: self._run(search))
+        whole = (digest, max(params.beams, self.k), self.k, params.exact_budget, drawn, params.keep_thoughts, key)
+        found, saved = self.ranker.cached(whole, lambda: (self._run(search), self._kept()))
+        self.traces = found.traces
+        return found.pool, saved
 
     def _run(self, search: Callable[[npt.NDArray[np.int64], Callable[[PathScore], Pool]], Pool]) -> Pool:
         import torch
@@ -317,6 +344,10 @@ class _Search:
         from flr_bench.lm.search import Pool
 
         model, size = self.ranker.model, self.params.rank_batch
+        if self.params.keep_thoughts:
+            of_others = self.params.thought_control == "other_user"
+            read = self.context.split.train if of_others else self.examples
+            self._keeper = TraceKeeper(len(self.examples), int(read.history_lengths.max(initial=0)))
         group = Group.of(self.context.devices)
         longest_first = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
         order = group.share(longest_first)
@@ -330,10 +361,16 @@ class _Search:
                 thoughts = self._thoughts(prompts, batch)
                 pools.append(search(rows, lambda guide, p=prompts, t=thoughts: self._search(p, t, guide)))  # type: ignore[misc]
                 self.context.progress(Progress(0, 0, step + 1, steps))
-        shares = group.gather((order, pools))
+        shares = group.gather((order, pools, self._keeper))
         inverse = np.empty_like(longest_first)
-        inverse[np.concatenate([rows for rows, _ in shares])] = np.arange(len(inverse))
-        return Pool.concatenate([pool for _, found in shares for pool in found]).take(inverse)
+        inverse[np.concatenate([rows for rows, _, _ in shares])] = np.arange(len(inverse))
+        for rows, _, theirs in shares:
+            if self._keeper is not None and theirs is not None:
+                self._keeper.absorb(rows, theirs)
+        return Pool.concatenate([pool for _, found, _ in shares for pool in found]).take(inverse)
+
+    def _kept(self) -> Traces | None:
+        return None if self._keeper is None else self._keeper.traces()
 
     def _search(self, prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore) -> Pool:
         from flr_bench.lm.search import beam_search, exact_search
@@ -354,7 +391,9 @@ class _Search:
         if not model.reasoner.num_thoughts:
             return None
         if control == "none":
-            thoughts = model.think(prompts, batch.item_spans).tokens
+            thought = model.think(prompts, batch.item_spans)
+            self._note(batch.rows, self.examples.take(batch.rows), thought)
+            thoughts = thought.tokens
         elif control == "other_user":
             thoughts = self._of_others(batch)
         else:
@@ -372,9 +411,17 @@ class _Search:
     def _of_others(self, batch: TargetBatch) -> Tensor:
         split, model = self.context.split, self.ranker.model
         rows = [self._other(split, row) for row in batch.rows]
-        data, _ = self.ranker.book.targets(split.train.take(np.array(rows, dtype=np.int64)))
+        others = split.train.take(np.array(rows, dtype=np.int64))
+        data, _ = self.ranker.book.targets(others)
         other = data.batch(np.arange(len(rows)), model.device)
-        return model.think(model.encode(other), other.item_spans).tokens
+        thought = model.think(model.encode(other), other.item_spans)
+        self._note(batch.rows, others, thought)
+        return thought.tokens
+
+    def _note(self, rows: npt.NDArray[np.int64], read: Examples, thought: Thought) -> None:
+        """Keep what the thoughts of the examples at ``rows``, made from the histories of ``read``, were."""
+        if self._keeper is not None:
+            self._keeper.note(rows, read, self.ranker.model.reasoner, thought)
 
     def _other(self, split: Split, row: int) -> int:
         """A training example of another user than that of the example at ``row``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flr_bench.errors import UsageError
+from flr_bench.interface import TraceAxis
 from flr_bench.lm.params import ConstantThoughtOptions, NoOptions, SingleLatentOptions
 from flr_bench.registry import REASONERS
 
@@ -35,6 +37,7 @@ class Thought:
         gates: ``[B, S, K]``, the factors' weights.
         factors: ``[B, S, K, f]``, the factors.
         previous: ``[B, d]``, the thought before the last step.
+        states: ``S + 1`` times ``[B, d]``, the thought before the first step and after each.
     """
 
     tokens: Tensor
@@ -45,10 +48,18 @@ class Thought:
     gates: Tensor | None = None
     factors: Tensor | None = None
     previous: Tensor | None = None
+    states: tuple[Tensor, ...] = ()
 
     def with_tokens(self, tokens: Tensor) -> Thought:
         """The same thought with other ``tokens`` ``[B, T, d]``."""
         return replace(self, tokens=tokens)
+
+
+#: Axes of :func:`initial_traces`.
+INITIAL_TRACE_AXES: Mapping[str, tuple[TraceAxis, ...]] = {
+    "initial_attention": ("position",),
+    "initial_template_attention": (),
+}
 
 
 class Reasoner(nn.Module):
@@ -60,9 +71,11 @@ class Reasoner(nn.Module):
 
     Class attributes:
         Options: parameter model the constructor takes.
+        trace_axes: what the dimensions of each of :meth:`traces` count, after the first.
     """
 
     Options: ClassVar[type] = NoOptions
+    trace_axes: ClassVar[Mapping[str, tuple[TraceAxis, ...]]] = {"thought_norm": ("token",)}
     num_thoughts: int = 1
 
     def forward(
@@ -88,6 +101,16 @@ class Reasoner(nn.Module):
     def diagnostics(self, thought: Thought) -> dict[str, float]:  # noqa: ARG002 (reasoners without figures)
         """Named figures about a batch of thoughts, for logs; no gradient."""
         return {}
+
+    def traces(self, thought: Thought) -> dict[str, Tensor]:
+        """What each prompt's thought was and where it came from, for interpretation; no gradient.
+
+        Returns:
+            Float32 ``[B, ...]`` by name, with the dimensions of :attr:`trace_axes`; a dimension ``position``
+            counts the history items that the prompt shows.  Here ``thought_norm [B, T]``, the Euclidean norm
+            of each latent token; a subclass adds to it.
+        """
+        return {"thought_norm": thought.tokens.detach().float().norm(dim=-1)}
 
     def weight_figures(self) -> dict[str, float]:
         """Named figures about the weights themselves, for logs."""
@@ -156,6 +179,7 @@ class SingleLatentReasoner(Reasoner):
     """LatentR3's reasoner: one attention head over the prompt, whose output is the thought [C]."""
 
     Options = SingleLatentOptions
+    trace_axes: ClassVar[Mapping[str, tuple[TraceAxis, ...]]] = {**Reasoner.trace_axes, **INITIAL_TRACE_AXES}
 
     def __init__(self, width: int, options: SingleLatentOptions, seed: int) -> None:
         """Build the module of the initial thought.
@@ -175,6 +199,10 @@ class SingleLatentReasoner(Reasoner):
         del detach_upstream
         thought, attention = self.initial(hidden, mask)
         return Thought(thought[:, None], mask, item_spans, initial_attention=attention)
+
+    def traces(self, thought: Thought) -> dict[str, Tensor]:
+        """The norm, and :func:`initial_traces`."""
+        return super().traces(thought) | initial_traces(thought)
 
 
 class AttentionThought(nn.Module):
@@ -226,6 +254,37 @@ def initial_thought(width: int, options: SingleLatentOptions, seed: int) -> nn.M
     if options.initial_thought == "attention":
         return AttentionThought(width, options.rotary_base, seed)
     return LastHiddenThought()
+
+
+@torch.no_grad()
+def initial_traces(thought: Thought) -> dict[str, Tensor]:
+    """Attention of the initial thought by history item.
+
+    Returns:
+        ``initial_attention [B, I]`` and ``initial_template_attention [B]``, which sum to 1; nothing where t⁰ has
+        no attention or the items' places are unknown.
+    """
+    if thought.initial_attention is None or thought.item_spans is None:
+        return {}
+    mass = attention_mass(thought.initial_attention.float(), thought.item_spans)
+    return {"initial_attention": mass[..., 1:], "initial_template_attention": mass[..., 0]}
+
+
+def attention_mass(attention: Tensor, item_spans: Tensor) -> Tensor:
+    """Attention summed to template tokens and history items.
+
+    Args:
+        attention: ``[B, ..., P]``.
+        item_spans: int64 ``[B, P]``, index of the history item, -1 for template tokens and padding.
+
+    Returns:
+        ``[B, ..., 1 + I]`` with ``I`` the largest number of items: first the template's mass, then the items'.
+    """
+    items = int(item_spans.max()) + 1
+    mass = attention.new_zeros(*attention.shape[:-1], items + 1)
+    between = (1,) * (attention.ndim - 2)
+    index = (item_spans + 1).view(len(item_spans), *between, -1).expand_as(attention)
+    return mass.scatter_add(-1, index, attention)
 
 
 def module_generator(seed: int, name: str) -> torch.Generator:

@@ -3,7 +3,9 @@
 ::
 
     <root>/store.json                        version of the format
-    <root>/cells/<hash>/                     cell.json, metrics.json, environment.json, log.txt, model/, …
+    <root>/cells/<hash>/                     cell.json, metrics.json, environment.json, log.txt, model/; of a ranking
+                                             per_example.parquet, ranking.parquet and, if asked for,
+                                             thoughts.parquet (:mod:`flr_bench.runner.traces`)
     <root>/failures/<hash>.json              the last failure of a cell that is not there
     <root>/suites/<name@n>-<profile>.json    rows of a suite and the cells behind them
     <root>/tables/<name@n>-<profile>.json    what the tables were last written from

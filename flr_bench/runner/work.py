@@ -36,6 +36,7 @@ from flr_bench.interface import (
 from flr_bench.registry import PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, FitCell, Machine, PrepareCell, RankCell
 from flr_bench.runner.store import Store, write_json
+from flr_bench.runner.traces import write_traces
 
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData
@@ -240,6 +241,8 @@ class Workshop:
         evaluation = evaluate(ranking, examples, split.catalog, cell.ks, split.interactions)
         evaluation.per_example.to_parquet(folder / "per_example.parquet", index=False)
         _write_ranking(folder / "ranking.parquet", examples, ranking)
+        if ranking.traces is not None:
+            write_traces(folder / "thoughts.parquet", examples, ranking.traces)
         return {
             "summary": evaluation.summary,
             "examples": len(examples),

@@ -45,7 +45,7 @@ GRPO: dict[str, dict[str, Any]] = {
 RANKINGS: dict[str, dict[str, Any]] = {
     "beam": {},
     "exact": {"search": "exact"},
-    "d3": {"decoding": "d3"},
+    "d3": {"decoding": "d3", "keep_thoughts": True},
     "noise": {"thought_control": "noise"},
     "other_user": {"thought_control": "other_user"},
 }
@@ -116,7 +116,11 @@ def ranking_case(name: str, group: Group, stored: dict[str, Any]) -> dict[str, A
     )
     ranking = model.rank(small_split().valid.take(np.arange(13)), 5, params, context)
     figures = {key: value for key, value in ranking.measurements.items() if key != "reused_seconds"}
-    return {"ranking": {"items": ranking.items, "scores": ranking.scores, **figures}}
+    out: dict[str, Any] = {"ranking": {"items": ranking.items, "scores": ranking.scores, **figures}}
+    if ranking.traces is not None:
+        kept = {name: trace.values for name, trace in ranking.traces.quantities.items()}
+        out["traces"] = {"read": ranking.traces.items, **kept}
+    return out
 
 
 def cases(group: Group, stored: dict[str, Any]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
