@@ -274,6 +274,9 @@ class FitContext:
             (not for ``watch="nll"``, which a language model computes itself).
         progress: where to report progress.
         scratch: an empty folder for temporary files, removed afterwards.
+        checkpoints: a folder of this fit alone that outlives an interruption, so that the fit started again can go
+            on from what it left there; it may be missing, is removed once the fit is stored whole, and ``None``
+            keeps nothing.
         devices: how many processes, each with a device of its own, compute this fit together, all with the
             same arguments; 1 unless the method has :attr:`Recommender.devices_supported`.
     """
@@ -287,6 +290,7 @@ class FitContext:
     validate: Callable[[RankFn], float]
     progress: ProgressFn
     scratch: Path
+    checkpoints: Path | None = None
     devices: int = 1
 
 
@@ -324,7 +328,8 @@ class FitReport:
         stopped_by: ``"patience"``, ``"budget"`` or ``"closed_form"``.
         curves: per name a list of ``(epoch, value)``; a fraction of an epoch is allowed.
         parameters_total, parameters_trained: numbers of scalars.
-        measurements: further figures, for example ``{"gate_entropy_before": 0.99}``.
+        measurements: further figures, for example ``{"gate_entropy_before": 0.99}``.  A fit that went on from a
+            checkpoint says ``resumed_after_updates`` and the ``earlier_seconds`` behind it, which the runner adds.
     """
 
     epochs: int

@@ -29,11 +29,12 @@ from torch import Tensor
 from flr_bench.errors import UsageError
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.branching import EncodedPrompts
+from flr_bench.lm.checkpoint import Checkpoints
 from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples, length_groups
 from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
 from flr_bench.lm.reasoner import Thought, module_generator
-from flr_bench.lm.training import BestEpoch, Reporter, TrainingLog, Updater, Watch
+from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, train
 
 EPSILON = 1e-6
 
@@ -194,6 +195,8 @@ class GrpoJob:
         micro_batch_tokens: padded prompt tokens per pass at most.
         penalties: weight of each of the reasoner's penalties by name; absent ones count 0.
         rank_reward: computes the reward ``reciprocal_rank``; needed for that one only.
+        fused_optimizer: as in :class:`~flr_bench.lm.params.SftParams`.
+        checkpoints: where the fit is kept against interruption.
         group: the processes that train together; every batch is divided over them.
     """
 
@@ -207,6 +210,8 @@ class GrpoJob:
     micro_batch_tokens: int = 8192
     penalties: Mapping[str, float] = field(default_factory=dict)
     rank_reward: RankReward | None = None
+    fused_optimizer: bool = False
+    checkpoints: Checkpoints | None = None
     group: Group = ALONE
 
 
@@ -224,13 +229,15 @@ class _Pass:
     old_log_p: Tensor  # [b, G, L]
 
 
-class LatentGrpo:
+class LatentGrpo(Stage):
     """One reinforcement stage; :meth:`update` is one batch, :meth:`train` all of them.
 
     Args:
         model: with ``trains_backbone`` false and a reasoner that has parameters.
         job: what to train on.
     """
+
+    shown = "reward"
 
     def __init__(self, model: LatentModel, job: GrpoJob) -> None:
         """Draw noise and shuffles from generators of their own."""
@@ -243,61 +250,72 @@ class LatentGrpo:
         self.shuffle = module_generator(job.seed, "grpo.shuffle")
         self.scores = job.params.estimator == "gaussian_score"
         self._embedding_rms = model.embedding_rms
+        parts, updates = job.params.validations, -(-len(job.data) // job.params.batch_size)
+        self._stops = {round(updates * part / parts) for part in range(1, parts + 1)}
 
     def train(self) -> TrainingLog:
         """Train; leaves the best epoch's weights.
 
         Returns:
-            Curves over fractions of epochs: ``valid_nll`` and ``valid_reward`` (noise-free, mean over
-            examples), ``reward`` (noise-free, RL prompts), ``reward_spread`` (standard deviation within
-            groups), ``between_prompt_share``, ``advantage_norm``, ``noise_over_thought``,
-            ``noise_over_embeddings``, ``gradient_norm``, ``penalty_<name>``.
+            Curves over fractions of epochs.  At validations: ``valid_nll`` and ``valid_reward`` (noise-free,
+            mean over examples).  At every update: ``reward`` (noise-free, mean over its prompts), ``reward_mean``
+            (over all members), ``reward_spread`` (standard deviation within groups), ``between_prompt_share``,
+            ``advantage_norm``, ``noise_over_thought``, ``noise_over_embeddings``, ``gradient_norm``,
+            ``penalty_<name>``.
 
         Raises:
             TrainingDiverged: the gradient is no longer finite.
         """
-        data, params, log = self.job.data, self.params, TrainingLog()
-        batches = -(-len(data) // params.batch_size)
-        total = batches * self.job.budget.epochs * params.inner_iterations
+        params, course = self.params, self._course()
+        total = course.updates * self.job.budget.epochs * params.inner_iterations
         updater = Updater(
             [(self.model.reasoner.parameters(), params.learning_rate)],
             weight_decay=0.0,
             warmup=round(params.warmup * total),
             total=total,
             max_norm=params.max_gradient_norm,
+            fused=self.job.fused_optimizer,
             group=self.group,
         )
-        best = BestEpoch(updater.parameters, self.job.watch, self.job.budget.patience)
-        report = Reporter(self.job.budget, self.job.progress, batches)
-        generator = np.random.default_rng([self.job.seed, 2])
-        stops = {round(batches * part / params.validations) for part in range(1, params.validations + 1)}
-        self.model.eval()
-        self._validate(log, 0.0)
-        for epoch in range(1, self.job.budget.epochs + 1):
-            order = generator.permutation(len(data))
-            window: list[dict[str, float]] = []
-            for step in range(1, batches + 1):
-                rows = order[(step - 1) * params.batch_size : step * params.batch_size]
-                window.append(self.update(updater, rows))
-                report(epoch, step, reward=window[-1]["reward"])
-                if step in stops:
-                    self._note(log, epoch - 1 + step / batches, window)
-                    window = []
-            value, stop = best.update(epoch)
-            if self.job.watch.name != "nll":
-                log.note(f"valid_{self.job.watch.name}", epoch, value)
-            log.epochs = epoch
-            if stop:
-                log.stopped_by = "patience"
-                break
-        best.restore()
-        log.best_epoch = best.epoch
-        return log
+        return train(self, course, updater)
 
-    def _note(self, log: TrainingLog, epoch: float, window: list[dict[str, float]]) -> None:
-        for name in window[0] if window else ():
-            log.note(name, epoch, float(np.mean([figures[name] for figures in window])))
-        self._validate(log, epoch)
+    def _course(self) -> Course:
+        return Course(
+            examples=len(self.job.data),
+            batch_size=self.params.batch_size,
+            order=np.random.default_rng([self.job.seed, 2]),
+            watch=self.job.watch,
+            budget=self.job.budget,
+            progress=self.job.progress,
+            checkpoints=self.job.checkpoints,
+        )
+
+    @property
+    def generators(self) -> Mapping[str, torch.Generator]:
+        """Those of the noise and of shuffled signs."""
+        return {"noise": self.noise, "shuffle": self.shuffle}
+
+    def begin(self, log: TrainingLog) -> None:
+        """Note the validation figures before training."""
+        self.begin_epoch()
+        self._validate(log, 0.0)
+
+    def begin_epoch(self) -> None:
+        """The backbone is frozen: no dropout."""
+        self.model.eval()
+
+    def note_update(self, log: TrainingLog, epoch: float, step: int, figures: Mapping[str, float]) -> None:
+        """Every update's figures are noted; so many times an epoch valid is."""
+        for name, value in figures.items():
+            log.note(name, epoch, value)
+        if step in self._stops:
+            self._validate(log, epoch)
+
+    def note_epoch(self, log: TrainingLog, epoch: int, means: Mapping[str, float], watched: float) -> None:
+        """Note what was watched, where that is not noted anyway."""
+        del means
+        if self.job.watch.name != "nll":
+            log.note(f"valid_{self.job.watch.name}", epoch, watched)
 
     def _validate(self, log: TrainingLog, epoch: float) -> None:
         nll, reward = self.evaluate(self.job.valid)
@@ -431,6 +449,7 @@ class LatentGrpo:
         counted = advantage[:, 1:] if self.scores else advantage
         return {
             "reward": float(rewards[:, 0].mean()),
+            "reward_mean": float(rewards.mean()),
             "reward_spread": float(rewards.std(-1, correction=0).mean()),
             "between_prompt_share": between_prompt_share(counted),
             "advantage_norm": float(counted.norm()),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from flr_bench.interface import Catalog
     from flr_bench.lm.backbone import Backbone
+    from flr_bench.lm.checkpoint import Checkpoints
     from flr_bench.lm.model import LatentModel, TargetExamples
     from flr_bench.lm.training import TrainingLog, Watch
 
@@ -52,6 +54,8 @@ MEAN_THOUGHT_PROMPTS = 1000
 DIAGNOSED_EXAMPLES = 128
 #: Curves of the reinforcement stage whose means stand in the report's measurements.
 AVERAGED_CURVES = ("between_prompt_share", "advantage_norm", "noise_over_thought", "noise_over_embeddings")
+#: How training runs, not what: at their defaults these enter no hash.
+EXECUTION_FIELDS = ("fused_optimizer", "activation_checkpointing", "compile")
 #: Parameters that a stage does not depend on, so that its cells are shared.
 TRAINING_FIELDS = {*SftParams.model_fields, "tune", "lora_rank", "penalty_warmup", "reasoner_learning_rate"}
 
@@ -148,6 +152,7 @@ class LanguageModelRecommender(Recommender):
         dropped: set[str] = set() if stage == "rl" else {"rl"}
         if stage == "untuned":
             dropped |= TRAINING_FIELDS | set(cls.penalty_weights(params, "sft"))
+        dropped |= {name for name in EXECUTION_FIELDS if not dumped[name]}
         return {name: value for name, value in dumped.items() if name not in dropped}
 
     @classmethod
@@ -198,6 +203,7 @@ class LanguageModelRecommender(Recommender):
         else:
             measurements = {f"{name}_before": value for name, value in before.items()}
             measurements |= {f"{name}_after": value for name, value in after.items()} | fitting.trained
+        measurements |= fitting.resumption
         return FitReport(
             epochs=log.epochs,
             best_epoch=log.best_epoch,
@@ -367,6 +373,38 @@ class _Fitting:
         self.valid, _ = self.book.targets(data.valid)
         self.parameters_trained = 0
         self.trained: dict[str, float] = {}
+        self.checkpoints = self._checkpoints()
+
+    def _checkpoints(self) -> Checkpoints | None:
+        """Where the fit is kept; a checkpoint of other code, parameters or data is not used."""
+        import torch
+
+        import flr_bench
+        from flr_bench.lm.checkpoint import Checkpoints
+
+        context, method = self.context, self.method
+        if context.checkpoints is None:
+            return None
+        fit = {
+            "versions": [flr_bench.__version__, torch.__version__],
+            "method": [method.name, method.revision, context.stage],
+            "parameters of the method": method.stage_params(self.params, context.stage),
+            "seed": context.seed,
+            "machine": [context.device, context.threads, context.devices],
+            "budget": asdict(context.budget),
+            "examples": [len(self.train), len(self.valid)],
+        }
+        return Checkpoints(context.checkpoints, fit, group=self.group)
+
+    @property
+    def resumption(self) -> dict[str, float]:
+        """What the report says of a fit that went on from a checkpoint."""
+        if self.checkpoints is None or self.checkpoints.resumed_after is None:
+            return {}
+        return {
+            "resumed_after_updates": float(self.checkpoints.resumed_after),
+            "earlier_seconds": self.checkpoints.earlier_seconds,
+        }
 
     def run(self) -> TrainingLog:
         """Train as the stage says."""
@@ -402,9 +440,11 @@ class _Fitting:
             reasoner_learning_rate=self.params.reasoner_learning_rate
             if isinstance(self.params, LatentParams)
             else None,
+            checkpoints=self.checkpoints,
             group=self.group,
         )
-        log = train_sft(model, job)
+        with self._prepared_layers():
+            log = train_sft(model, job)
         model.trains_backbone = False
         if self.params.tune == "lora":
             model.language_model = _merged(model.language_model)
@@ -434,10 +474,13 @@ class _Fitting:
             micro_batch_tokens=self.params.micro_batch_tokens,
             penalties=self.method.penalty_weights(self.params, "rl"),
             rank_reward=self._rank_reward if params.reward == "reciprocal_rank" else None,
+            fused_optimizer=self.params.fused_optimizer,
+            checkpoints=self.checkpoints,
             group=self.group,
         )
         stage = LatentGrpo(model, job)
-        log = stage.train()
+        with self._prepared_layers():
+            log = stage.train()
         self.trained = {
             "reward_valid_before": log.curves["valid_reward"][0][1],
             "reward_valid_after": float(stage.evaluate(self.valid)[1].mean()),
@@ -449,6 +492,12 @@ class _Fitting:
         }
         model.reasoner.to(torch.float32)
         return log
+
+    def _prepared_layers(self) -> AbstractContextManager[None]:
+        from flr_bench.lm.layers import prepared_layers
+
+        recompute, compiled = self.params.activation_checkpointing, self.params.compile
+        return prepared_layers(self.state.model.language_model, recompute=recompute, compiled=compiled)
 
     def _choice(self, count: int) -> TargetExamples:
         """A seeded choice of training examples."""

@@ -8,6 +8,7 @@
                                              thoughts.parquet (:mod:`flr_bench.runner.traces`)
     <root>/failures/<hash>.json              the last failure of a cell that is not there
     <root>/suites/<name@n>-<profile>.json    rows of a suite and the cells behind them
+    <root>/checkpoints/<hash>/               where an interrupted fit goes on; removed once its cell is there
     <root>/tables/<name@n>-<profile>.json    what the tables were last written from
     <root>/tmp/                              cells being computed; removed when the next run starts
 """
@@ -128,6 +129,10 @@ class Store:
         """The cell's ``model`` folder."""
         return self.folder(cell_hash) / "model"
 
+    def checkpoints(self, cell_hash: str) -> Path:
+        """Where the fit of the cell may keep itself against interruption; whoever writes there makes it."""
+        return self.root / "checkpoints" / cell_hash
+
     def __contains__(self, cell_hash: str) -> bool:
         """Tell whether the cell is there; a cell is there whole or not at all."""
         return (self.folder(cell_hash) / "cell.json").is_file()
@@ -164,9 +169,12 @@ class Store:
             yield
 
     def sweep(self) -> None:
-        """Remove unfinished cells; only while no cell is running."""
+        """Remove unfinished cells, and checkpoints of finished ones; only while no cell is running."""
         for leftover in (self.root / "tmp").iterdir():
             shutil.rmtree(leftover, ignore_errors=True)
+        for folder in (self.root / "checkpoints").glob("*"):
+            if folder.name in self:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def writing(self, cell: Cell) -> Iterator[Path]:
@@ -184,6 +192,7 @@ class Store:
                 final.rename(temporary.with_name(f"{temporary.name}-old"))
             temporary.rename(final)
             (self.root / "failures" / f"{cell.hash}.json").unlink(missing_ok=True)
+            shutil.rmtree(self.checkpoints(cell.hash), ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)

@@ -178,11 +178,12 @@ class Workshop:
             validate=_no_validation,
             progress=report,
             scratch=_made(folder / "scratch"),
+            checkpoints=self.store.checkpoints(cell.hash),
         )
         with measured(cell.machine) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
         _remove(folder / "scratch")
-        return {"report": _as_json(fitted), **cost.figures}
+        return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
 
     def _fit(self, cell: FitCell, folder: Path, report: _Reporter) -> dict[str, Any]:
         method: type[Recommender] = RECOMMENDERS.get(cell.method)
@@ -199,6 +200,7 @@ class Workshop:
             validate=Validation(split, cell.budget.watch, cell.examples.seen_items),
             progress=report,
             scratch=_made(folder / "scratch"),
+            checkpoints=self.store.checkpoints(cell.hash),
             devices=cell.machine.devices,
         )
         with measured(cell.machine) as cost:
@@ -206,7 +208,7 @@ class Workshop:
         if self.settings.rank == 0:
             recommender.save(_made(folder / "model"))
         _remove(folder / "scratch")
-        return {"report": _as_json(fitted), **cost.figures}
+        return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
 
     def _rank(self, cell: RankCell, folder: Path, loaded: _Loaded, report: _Reporter) -> dict[str, Any]:
         from flr_bench.evaluation.metrics import evaluate
@@ -504,6 +506,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_earlier(cost: Cost, report: FitReport) -> dict[str, float | int]:
+    """The cost of a fit, with the seconds of the part before the checkpoint that it went on from."""
+    earlier = report.measurements.get("earlier_seconds", 0.0)
+    return {**cost.figures, "seconds": cost.figures["seconds"] + earlier}
 
 
 def _as_json(report: FitReport) -> dict[str, Any]:
