@@ -30,7 +30,8 @@ from flr_bench.errors import UsageError
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.branching import EncodedPrompts
 from flr_bench.lm.checkpoint import Checkpoints
-from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.memory import Passes, row_passes
+from flr_bench.lm.model import AtWeights, LatentModel, TargetBatch, TargetExamples, length_groups
 from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
 from flr_bench.lm.reasoner import Thought, module_generator
@@ -227,6 +228,29 @@ class _Pass:
     old_mean: Tensor
     noise: Tensor  # [b, G, ...], member 0 without
     old_log_p: Tensor  # [b, G, L]
+    stale: bool = False  # whether it has to think again before its thought is used
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def halves(self) -> tuple[_Pass, _Pass]:
+        """The pass in two, where memory does not suffice for it whole; each has to think again."""
+        middle = -(-len(self) // 2)
+        return self._some(slice(None, middle)), self._some(slice(middle, None))
+
+    def _some(self, which: slice) -> _Pass:
+        index = torch.arange(len(self), device=self.places.device)[which]
+        return _Pass(
+            places=self.places[which],
+            batch=self.batch.part(which),
+            prompts=self.prompts.rows(index),
+            thought=self.thought,
+            mean=self.old_mean[which],
+            old_mean=self.old_mean[which],
+            noise=self.noise[which],
+            old_log_p=self.old_log_p[which],
+            stale=True,
+        )
 
 
 class LatentGrpo(Stage):
@@ -252,6 +276,9 @@ class LatentGrpo(Stage):
         self._embedding_rms = model.embedding_rms
         parts, updates = job.params.validations, -(-len(job.data) // job.params.batch_size)
         self._stops = {round(updates * part / parts) for part in range(1, parts + 1)}
+        # Graphs of all passes are held until the advantages are known, unless memory has run out over it.
+        self._holds_graphs = not self.scores
+        self._valid: AtWeights[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = AtWeights(model.reasoner)
 
     def train(self) -> TrainingLog:
         """Train; leaves the best epoch's weights.
@@ -322,19 +349,32 @@ class LatentGrpo(Stage):
         log.note("valid_nll", epoch, float(nll.mean()))
         log.note("valid_reward", epoch, float(reward.mean()))
 
-    @torch.no_grad()
     def evaluate(self, data: TargetExamples) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Total negative log-likelihood in nats and noise-free reward of each example, both ``[n]``."""
+        """Total negative log-likelihood in nats and noise-free reward of each example, both ``[n]``.
+
+        Those of the job's valid examples are remembered until the reasoner's weights change.
+        """
+        if data is self.job.valid:
+            return self._valid(lambda: self._evaluate(data))
+        return self._evaluate(data)
+
+    @torch.no_grad()
+    def _evaluate(self, data: TargetExamples) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        self.model.eval()
         nll, reward = np.zeros(len(data)), np.zeros(len(data))
-        rows = np.arange(len(data))
-        for batch in data.batches(rows, self.job.micro_batch_tokens, self.model.device, self.group):
+
+        def run(rows: npt.NDArray[np.int64]) -> None:
+            batch = data.batch(rows, self.model.device)
             with self.model.autocast():
                 prompts = self.model.encode(batch)
                 tokens = self.model.think(prompts, batch.item_spans).tokens[:, None]
                 log_p = self._log_p(prompts, tokens, batch)
                 rewards = self._rewards(prompts, tokens, batch, log_p)
-            nll[batch.rows] = -log_p[:, 0].double().sum(-1).cpu().numpy()
-            reward[batch.rows] = rewards[:, 0].cpu().numpy()
+            nll[rows] = -log_p[:, 0].double().sum(-1).cpu().numpy()
+            reward[rows] = rewards[:, 0].cpu().numpy()
+
+        groups = length_groups(data.lengths, self.job.micro_batch_tokens, self.group)
+        self.model.memory.each(groups, run, row_passes("validation", "micro_batch_tokens", data.lengths))
         return self.group.sum_array(nll), self.group.sum_array(reward)
 
     def update(self, updater: Updater, rows: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -345,28 +385,19 @@ class LatentGrpo(Stage):
         passes = self._encode(rows)
         sigma, figures = self._sample(passes, len(rows))
         rewards = torch.zeros(len(rows), self.params.group_size, dtype=torch.float64, device=self.model.device)
-        log_ps = []
-        for part in passes:
-            tokens = self._members(part)
-            with self.model.autocast(), torch.set_grad_enabled(not self.scores):
-                log_ps.append(self._log_p(part.prompts, tokens, part.batch))
-            part.old_log_p = log_ps[-1].detach()
-            rewards[part.places] = self._rewards(part.prompts, tokens.detach(), part.batch, part.old_log_p).double()
+        passes, log_ps = self._score(passes, rewards)
         advantage = self._advantages(self.group.sum_(rewards))
         figures |= self._reward_figures(rewards, advantage)
         for iteration in range(self.params.inner_iterations):
-            if iteration:
-                log_ps = [self._again(part) for part in passes]
             updater.zero()
-            penalties = self._backward(passes, log_ps, advantage, sigma)
+            passes, penalties = self._backward(updater, passes, log_ps, advantage, sigma)
             norm = updater.step()
             if iteration == 0:
                 figures |= self.group.sum_figures(penalties) | {"gradient_norm": norm}
         return figures
 
     def _encode(self, rows: npt.NDArray[np.int64]) -> list[_Pass]:
-        passes = []
-        for part in length_groups(self.job.data.lengths[rows], self.job.micro_batch_tokens, self.group):
+        def run(part: npt.NDArray[np.int64]) -> _Pass:
             batch = self.job.data.batch(rows[part], self.model.device)
             with self.model.autocast():
                 prompts = self.model.encode(batch)
@@ -374,8 +405,39 @@ class LatentGrpo(Stage):
             mean = self.model.reasoner.policy_mean(thought, self.params.noise_on)
             places = torch.from_numpy(part).to(self.model.device)
             none = mean.new_zeros(0)
-            passes.append(_Pass(places, batch, prompts, thought, mean, mean.detach(), none, none))
-        return passes
+            return _Pass(places, batch, prompts, thought, mean, mean.detach(), none, none)
+
+        lengths = self.job.data.lengths[rows]
+        groups = length_groups(lengths, self.job.micro_batch_tokens, self.group)
+        return self.model.memory.each(groups, run, row_passes("training", "micro_batch_tokens", lengths))
+
+    def _score(self, passes: list[_Pass], rewards: Tensor) -> tuple[list[_Pass], dict[_Pass, Tensor]]:
+        """Score the members of every pass, for ``rewards`` and ``old_log_p``.
+
+        Returns:
+            The passes, more of them where memory did not suffice, and of each the log-probabilities with
+            their graph, where those are held.
+        """
+        held: dict[_Pass, Tensor] = {}
+
+        def run(part: _Pass) -> _Pass:
+            if part.stale:
+                self._think_again(part)
+            tokens = self._members(part)
+            with self.model.autocast(), torch.set_grad_enabled(self._holds_graphs):
+                log_p = self._log_p(part.prompts, tokens, part.batch)
+            part.old_log_p = log_p.detach()
+            rewards[part.places] = self._rewards(part.prompts, tokens.detach(), part.batch, part.old_log_p).double()
+            if self._holds_graphs:
+                held[part] = log_p
+            return part
+
+        def start_over() -> None:
+            # What filled the memory may be the graphs of earlier passes: from now on one pass has one at a time.
+            self._holds_graphs = False
+            held.clear()
+
+        return self.model.memory.each(passes, run, _SCORING, start_over=start_over), held
 
     def _think(self, prompts: EncodedPrompts, batch: TargetBatch) -> Thought:
         return self.model.think(prompts, batch.item_spans, detach_upstream=self.params.noise_on == "factors")
@@ -418,11 +480,17 @@ class LatentGrpo(Stage):
         mean = part.mean.detach() if self.scores else part.mean
         return self.model.reasoner.from_policy(part.thought, mean[:, None] + part.noise, self.params.noise_on)
 
-    def _again(self, part: _Pass) -> Tensor:
-        """Think and, for ``target_likelihood``, score once more with the weights as they are now."""
+    def _think_again(self, part: _Pass) -> None:
+        """Think once more with the weights as they are now."""
         with self.model.autocast():
             part.thought = self._think(part.prompts, part.batch)
-            part.mean = self.model.reasoner.policy_mean(part.thought, self.params.noise_on)
+        part.mean = self.model.reasoner.policy_mean(part.thought, self.params.noise_on)
+        part.stale = False
+
+    def _again(self, part: _Pass) -> Tensor:
+        """Think and, for ``target_likelihood``, score once more with the weights as they are now."""
+        self._think_again(part)
+        with self.model.autocast():
             return part.old_log_p if self.scores else self._log_p(part.prompts, self._members(part), part.batch)
 
     def _log_p(self, prompts: EncodedPrompts, tokens: Tensor, batch: TargetBatch) -> Tensor:
@@ -456,24 +524,69 @@ class LatentGrpo(Stage):
         }
 
     def _backward(
-        self, passes: list[_Pass], log_ps: list[Tensor], advantage: Tensor, sigma: Tensor
-    ) -> dict[str, float]:
-        """Gradients of the whole batch's loss, pass by pass; returns the unweighted penalties."""
+        self,
+        updater: Updater,
+        passes: list[_Pass],
+        held: dict[_Pass, Tensor],
+        advantage: Tensor,
+        sigma: Tensor,
+    ) -> tuple[list[_Pass], dict[str, float]]:
+        """Gradients of the whole batch's loss, pass by pass.
+
+        Args:
+            updater: forgets the gradients where a pass fails midway.
+            passes: the batch's passes.
+            held: log-probabilities with their graphs of fresh passes, used up; the others score again.
+            advantage: ``[N, G]``.
+            sigma: the noise's standard deviation.
+
+        Returns:
+            The passes, more of them where memory did not suffice, and the unweighted penalties.
+        """
+
+        def run(part: _Pass) -> tuple[_Pass, dict[str, float]]:
+            log_p = held.pop(part) if part in held else self._fresh(part)
+            part.stale = True
+            return part, self._backward_pass(part, log_p, advantage, sigma)
+
+        def start_over() -> None:
+            held.clear()
+            updater.zero()
+
+        found = self.model.memory.each(passes, run, _SCORING, start_over=start_over)
         figures: dict[str, float] = {}
-        prompts = len(advantage)
-        for part, log_p in zip(passes, log_ps, strict=True):
-            own = advantage[part.places]
-            if self.scores:
-                samples = part.old_mean[:, None] + part.noise
-                loss = score_loss(samples, part.mean, part.old_mean, sigma, own, self.clip)
-            else:
-                loss = likelihood_loss(log_p, part.old_log_p, own, part.batch.target_mask, self.clip)
-            loss = loss / prompts
-            share = len(part.batch) / prompts
-            for name, value in self.model.reasoner.penalties(part.thought).items():
-                weight = self.job.penalties.get(name, 0.0)
-                if weight:
-                    loss = loss + weight * share * value
-                figures[f"penalty_{name}"] = figures.get(f"penalty_{name}", 0.0) + float(value.detach()) * share
-            torch.autograd.backward(loss)
+        for _, penalties in found:
+            for name, value in penalties.items():
+                figures[name] = figures.get(name, 0.0) + value
+        return [part for part, _ in found], figures
+
+    def _fresh(self, part: _Pass) -> Tensor:
+        """Log-probabilities for the loss: scored again where the pass's graph is used up or was not held."""
+        return part.old_log_p if self.scores and not part.stale else self._again(part)
+
+    def _backward_pass(self, part: _Pass, log_p: Tensor, advantage: Tensor, sigma: Tensor) -> dict[str, float]:
+        """Add the gradient of one pass's share of the loss; returns its share of the penalties."""
+        own, prompts = advantage[part.places], len(advantage)
+        if self.scores:
+            samples = part.old_mean[:, None] + part.noise
+            loss = score_loss(samples, part.mean, part.old_mean, sigma, own, self.clip)
+        else:
+            loss = likelihood_loss(log_p, part.old_log_p, own, part.batch.target_mask, self.clip)
+        loss = loss / prompts
+        share, figures = len(part.batch) / prompts, {}
+        for name, value in self.model.reasoner.penalties(part.thought).items():
+            weight = self.job.penalties.get(name, 0.0)
+            if weight:
+                loss = loss + weight * share * value
+            figures[f"penalty_{name}"] = float(value.detach()) * share
+        torch.autograd.backward(loss)
         return figures
+
+
+_SCORING: Passes[_Pass] = Passes(
+    what="training",
+    lower="micro_batch_tokens",
+    longest=lambda part: int(part.prompts.lengths.max()) + part.batch.target_ids.shape[1],
+    halve=_Pass.halves,
+)
+"""Passes over encoded prompts and the members of their groups."""

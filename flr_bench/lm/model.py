@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_branches, token_embeddings
+from flr_bench.lm.encodings import PromptEncodings
+from flr_bench.lm.memory import MemoryGuard, row_passes
 from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.reasoner import Reasoner, Thought
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,10 @@ class TargetBatch:
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.rows)
+
+    def part(self, which: slice) -> TargetBatch:
+        """Some of the examples, padded as they are."""
+        return TargetBatch(*(getattr(self, column.name)[which] for column in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +97,9 @@ class TargetExamples:
         )
         return TargetBatch(rows, *(tensor.to(device) for tensor in tensors))
 
-    def batches(
-        self, rows: Ints, max_tokens: int, device: torch.device | str = "cpu", group: Group = ALONE
-    ) -> Iterator[TargetBatch]:
-        """Batches of similar length that cover this process's share of ``rows``.
-
-        Each has at most ``max_tokens`` padded tokens, unless a row alone exceeds them.
-        """
-        for part in length_groups(self.lengths[rows], max_tokens, group):
+    def batches(self, rows: Ints, max_tokens: int, device: torch.device | str = "cpu") -> Iterator[TargetBatch]:
+        """Batches of similar length that cover ``rows``, each of at most ``max_tokens`` padded tokens."""
+        for part in length_groups(self.lengths[rows], max_tokens):
             yield self.batch(rows[part], device)
 
 
@@ -146,6 +148,10 @@ class LatentModel(nn.Module):
         reasoner: makes the thought from the prompt's hidden states.
         trains_backbone: whether gradients flow into and through the prompt's encoding.
         precision: ``"bf16"`` runs the passes under bfloat16 autocast.
+
+    Attributes:
+        memory: splits the passes that exhaust the memory.
+        encodings: keeps encoded prompts while the backbone stays as it is; ``None``: each is encoded anew.
     """
 
     def __init__(
@@ -162,6 +168,12 @@ class LatentModel(nn.Module):
         self.reasoner = reasoner
         self.trains_backbone = trains_backbone
         self.precision = precision
+        self.encodings: PromptEncodings | None = None
+        self.memory = MemoryGuard(self._release)
+
+    def _release(self) -> None:
+        if self.encodings is not None:
+            self.encodings.drop()
 
     @property
     def device(self) -> torch.device:
@@ -184,6 +196,8 @@ class LatentModel(nn.Module):
         """Run the prompts once; without a graph where the backbone is not trained."""
         if self.trains_backbone:
             return encode_prompts(self.language_model, batch.prompt_ids, batch.lengths)
+        if self.encodings is not None:
+            return self.encodings.encode(batch.prompt_ids, batch.lengths)
         with torch.no_grad():
             return encode_prompts(self.language_model, batch.prompt_ids, batch.lengths)
 
@@ -254,9 +268,39 @@ def validation_nll(
     values = np.zeros(len(data))
     training = model.training
     model.eval()
+
+    def run(rows: Ints) -> None:
+        batch = data.batch(rows, model.device)
+        nll, _ = model.target_nll(batch)
+        values[rows] = nll.double().sum(-1).cpu().numpy()
+
     with torch.inference_mode():
-        for batch in data.batches(np.arange(len(data)), max_tokens, model.device, group):
-            nll, _ = model.target_nll(batch)
-            values[batch.rows] = nll.double().sum(-1).cpu().numpy()
+        groups = length_groups(data.lengths, max_tokens, group)
+        model.memory.each(groups, run, row_passes("validation", "micro_batch_tokens", data.lengths))
     model.train(training)
     return group.sum_array(values)
+
+
+class AtWeights(Generic[T]):
+    """Remembers what was last computed with a module's weights, until one of them changes.
+
+    Args:
+        module: whose parameters are compared; what is computed depends on nothing else that changes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Nothing is known yet."""
+        self._module = module
+        self._weights: list[Tensor] = []
+        self._value: T | None = None
+
+    def __call__(self, compute: Callable[[], T]) -> T:
+        """The remembered value, or a new one where weights (or their type) have changed."""
+        now = [parameter.detach() for parameter in self._module.parameters()]
+        same = len(now) == len(self._weights) and all(
+            one.dtype == other.dtype and torch.equal(one, other) for one, other in zip(now, self._weights, strict=True)
+        )
+        if self._value is None or not same:
+            self._value = compute()
+            self._weights = [weight.clone() for weight in now]
+        return self._value

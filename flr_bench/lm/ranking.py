@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 #: Pools kept on one loaded model, so that decodings and ``k`` that agree share a search.
 POOLS_KEPT = 4
+#: Mebibytes of encoded prompts kept on one loaded model, so that its decodings and controls share them.
+ENCODINGS_MIB = 1024
 
 
 class LanguageModelRankParams(Params):
@@ -226,6 +228,7 @@ class TitleRanker:
         assistant = self._assistant(examples, params, context) if decoding.needs_assistant else None
         settings = DecodingSettings(params.duplicate_titles, params.length_penalty, seed=context.seed)
         found: dict[str, float] = {}
+        split_before = self.model.memory.batches_split
         if decoding.needs_assistant:
             alpha = params.alpha if params.alpha is not None else self._choose_alpha(params, context)
             settings = replace(settings, alpha=alpha)
@@ -239,6 +242,8 @@ class TitleRanker:
         pool, reused = job.pool(decoding.search_key(settings, params.search), lambda rows, run: run(guide(rows)))
         ranking = rank_pool(decoding, pool, self.book.titles, settings, k, assistant=assistant)
         found |= {"reused_seconds": reused, "histories_cut": float(job.cut)}
+        if self.model.memory.batches_split > split_before:
+            found["batches_split"] = float(self.model.memory.batches_split - split_before)
         return replace(ranking, measurements={**ranking.measurements, **found}, traces=job.traces)
 
     def _choose_alpha(self, params: LanguageModelRankParams, context: RankContext) -> float:
@@ -340,6 +345,7 @@ class _Search:
     def _run(self, search: Callable[[npt.NDArray[np.int64], Callable[[PathScore], Pool]], Pool]) -> Pool:
         import torch
 
+        from flr_bench.lm.memory import row_passes
         from flr_bench.lm.parallel import Group
         from flr_bench.lm.search import Pool
 
@@ -351,16 +357,22 @@ class _Search:
         group = Group.of(self.context.devices)
         longest_first = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
         order = group.share(longest_first)
-        pools, steps = [], -(-len(order) // size)
+        steps, done = -(-len(order) // size), 0
+
+        def run(rows: npt.NDArray[np.int64]) -> Pool:
+            nonlocal done
+            batch = self.data.batch(rows, model.device)
+            prompts = model.encode(batch)
+            thoughts = self._thoughts(prompts, batch)
+            pool = search(rows, lambda guide: self._search(prompts, thoughts, guide))
+            done += len(rows)
+            self.context.progress(Progress(0, 0, done // size if done < len(order) else steps, steps))
+            return pool
+
+        batches = [order[step * size : (step + 1) * size] for step in range(steps)]
         model.eval()
         with torch.inference_mode(), model.autocast():
-            for step in range(steps):
-                rows = order[step * size : (step + 1) * size]
-                batch = self.data.batch(rows, model.device)
-                prompts = model.encode(batch)
-                thoughts = self._thoughts(prompts, batch)
-                pools.append(search(rows, lambda guide, p=prompts, t=thoughts: self._search(p, t, guide)))  # type: ignore[misc]
-                self.context.progress(Progress(0, 0, step + 1, steps))
+            pools = model.memory.each(batches, run, row_passes("ranking", "rank_batch", self.data.lengths))
         shares = group.gather((order, pools, self._keeper))
         inverse = np.empty_like(longest_first)
         inverse[np.concatenate([rows for rows, _, _ in shares])] = np.arange(len(inverse))

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -25,6 +26,7 @@ from flr_bench.interface import (
     FitContext,
     FitReport,
     FitSpec,
+    Int64s,
     Params,
     PrepareSpec,
     RankContext,
@@ -35,7 +37,7 @@ from flr_bench.interface import (
 from flr_bench.lm.backbone import BackboneParams, load_backbone, save_backbone
 from flr_bench.lm.params import LatentGrpoParams, SftParams
 from flr_bench.lm.prompt import TemplateName, TokenizedCatalog
-from flr_bench.lm.ranking import LanguageModelRankParams, MeanThought, TitleBook, TitleRanker
+from flr_bench.lm.ranking import ENCODINGS_MIB, LanguageModelRankParams, MeanThought, TitleBook, TitleRanker
 from flr_bench.registry import REASONERS
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from flr_bench.interface import Catalog
     from flr_bench.lm.backbone import Backbone
     from flr_bench.lm.checkpoint import Checkpoints
+    from flr_bench.lm.encodings import PromptEncodings
+    from flr_bench.lm.latent_grpo import LatentGrpo
     from flr_bench.lm.model import LatentModel, TargetExamples
     from flr_bench.lm.training import TrainingLog, Watch
 
@@ -54,8 +58,8 @@ MEAN_THOUGHT_PROMPTS = 1000
 DIAGNOSED_EXAMPLES = 128
 #: Curves of the reinforcement stage whose means stand in the report's measurements.
 AVERAGED_CURVES = ("between_prompt_share", "advantage_norm", "noise_over_thought", "noise_over_embeddings")
-#: How training runs, not what: at their defaults these enter no hash.
-EXECUTION_FIELDS = ("fused_optimizer", "activation_checkpointing", "compile")
+#: How a stage is computed, not what: at their defaults these enter no hash.
+EXECUTION_FIELDS = ("fused_optimizer", "activation_checkpointing", "compile", "encoding_cache", "encoding_cache_mib")
 #: Parameters that a stage does not depend on, so that its cells are shared.
 TRAINING_FIELDS = {*SftParams.model_fields, "tune", "lora_rank", "penalty_warmup", "reasoner_learning_rate"}
 
@@ -78,6 +82,22 @@ class LanguageModelParams(SftParams):
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="passes in float32, or under bfloat16 autocast with float32 weights"
     )
+    encoding_cache: Literal["off", "memory", "file"] = Field(
+        default="memory",
+        description="where stages that leave the backbone as it is (untuned, rl, sft with tune: reasoner) keep encoded "
+        "prompts: nowhere, the device's memory, or a file that is removed afterwards",
+    )
+    encoding_cache_mib: int = Field(
+        default=1024,
+        ge=1,
+        description="mebibytes of encoded prompts to keep at most; prompts beyond are encoded anew each time",
+    )
+
+    @model_validator(mode="after")
+    def _limit_needs_cache(self) -> Self:
+        if self.encoding_cache == "off" and self.encoding_cache_mib != 1024:
+            raise ValueError("encoding_cache_mib is for encoding_cache: memory or file; leave it out otherwise")
+        return self
 
     @model_validator(mode="after")
     def _rank_needs_lora(self) -> Self:
@@ -152,7 +172,8 @@ class LanguageModelRecommender(Recommender):
         dropped: set[str] = set() if stage == "rl" else {"rl"}
         if stage == "untuned":
             dropped |= TRAINING_FIELDS | set(cls.penalty_weights(params, "sft"))
-        dropped |= {name for name in EXECUTION_FIELDS if not dumped[name]}
+        fields = type(params).model_fields
+        dropped |= {name for name in EXECUTION_FIELDS if getattr(params, name) == fields[name].default}
         return {name: value for name, value in dumped.items() if name not in dropped}
 
     @classmethod
@@ -203,7 +224,7 @@ class LanguageModelRecommender(Recommender):
         else:
             measurements = {f"{name}_before": value for name, value in before.items()}
             measurements |= {f"{name}_after": value for name, value in after.items()} | fitting.trained
-        measurements |= fitting.resumption
+        measurements |= fitting.resumption | fitting.close()
         return FitReport(
             epochs=log.epochs,
             best_epoch=log.best_epoch,
@@ -256,9 +277,12 @@ class LanguageModelRecommender(Recommender):
         Raises:
             UsageError: ``k`` exceeds the catalog, or a control of the thought where there is none.
         """
+        from flr_bench.lm.encodings import PromptEncodings
+
         state, book = self._state, self.title_book(context.split.catalog)
         if self._ranker is None or self._ranker.book is not book or self._ranker.model is not state.model:
             self._ranker = TitleRanker(state.model, book, state.mean)
+            state.model.encodings = PromptEncodings(state.model.language_model, ENCODINGS_MIB)
         return self._ranker.rank(examples, k, params, context)
 
     def save(self, folder: Path) -> None:
@@ -374,6 +398,7 @@ class _Fitting:
         self.parameters_trained = 0
         self.trained: dict[str, float] = {}
         self.checkpoints = self._checkpoints()
+        self.state.model.encodings = self._encodings()
 
     def _checkpoints(self) -> Checkpoints | None:
         """Where the fit is kept; a checkpoint of other code, parameters or data is not used."""
@@ -405,6 +430,22 @@ class _Fitting:
             "resumed_after_updates": float(self.checkpoints.resumed_after),
             "earlier_seconds": self.checkpoints.earlier_seconds,
         }
+
+    def _encodings(self) -> PromptEncodings | None:
+        """Where encoded prompts are kept, if this stage leaves the backbone as it is."""
+        from flr_bench.lm.encodings import PromptEncodings
+
+        params, context = self.params, self.context
+        if params.encoding_cache == "off" or (context.stage == "sft" and params.tune != "reasoner"):
+            return None
+        folder = context.scratch if params.encoding_cache == "file" else None
+        return PromptEncodings(self.state.model.language_model, params.encoding_cache_mib, folder)
+
+    def close(self) -> dict[str, float]:
+        """Let go of what was kept for the fit; returns what the report says of its memory."""
+        model = self.state.model
+        model.encodings = None
+        return {"batches_split": float(model.memory.batches_split)} if model.memory.batches_split else {}
 
     def run(self) -> TrainingLog:
         """Train as the stage says."""
@@ -455,14 +496,31 @@ class _Fitting:
     def _rl(self) -> TrainingLog:
         import torch
 
-        from flr_bench.lm.latent_grpo import GrpoJob, LatentGrpo
-
         model, params = self.state.model, self.params.rl
         self._count()
         if not self.parameters_trained:
             raise UsageError(f"the reasoner of {self.method.name} has no parameters to reinforce")
         dtype = torch.bfloat16 if params.weights_dtype == "bfloat16" else torch.float32
         model.reasoner.to(dtype)
+        with self._prepared_layers():
+            log = self._grpo.train()
+        self.trained = {
+            "reward_valid_before": log.curves["valid_reward"][0][1],
+            "reward_valid_after": float(self._grpo.evaluate(self.valid)[1].mean()),
+            **{
+                name: float(np.mean([value for _, value in log.curves[name]]))
+                for name in AVERAGED_CURVES
+                if name in log.curves
+            },
+        }
+        model.reasoner.to(torch.float32)
+        return log
+
+    @cached_property
+    def _grpo(self) -> LatentGrpo:
+        from flr_bench.lm.latent_grpo import GrpoJob, LatentGrpo
+
+        params = self.params.rl
         job = GrpoJob(
             params=params,
             data=self.train,
@@ -478,20 +536,7 @@ class _Fitting:
             checkpoints=self.checkpoints,
             group=self.group,
         )
-        stage = LatentGrpo(model, job)
-        with self._prepared_layers():
-            log = stage.train()
-        self.trained = {
-            "reward_valid_before": log.curves["valid_reward"][0][1],
-            "reward_valid_after": float(stage.evaluate(self.valid)[1].mean()),
-            **{
-                name: float(np.mean([value for _, value in log.curves[name]]))
-                for name in AVERAGED_CURVES
-                if name in log.curves
-            },
-        }
-        model.reasoner.to(torch.float32)
-        return log
+        return LatentGrpo(self.state.model, job)
 
     def _prepared_layers(self) -> AbstractContextManager[None]:
         from flr_bench.lm.layers import prepared_layers
@@ -539,6 +584,8 @@ class _Fitting:
     def _nll(self) -> float:
         from flr_bench.lm.model import validation_nll
 
+        if self.context.stage == "rl":  # the stage follows valid anyway, and remembers it
+            return float(self._grpo.evaluate(self.valid)[0].mean())
         tokens = self.params.micro_batch_tokens
         return float(validation_nll(self.state.model, self.valid, tokens, self.group).mean())
 
@@ -569,46 +616,64 @@ class _Fitting:
 
         reasoner = NoReasoner(self.state.backbone.width, NoOptions(), 0)
         plain = LatentModel(self.state.model.language_model, reasoner, precision=self.params.precision)
+        plain.encodings, plain.memory = self.state.model.encodings, self.state.model.memory
         return float(validation_nll(plain.eval(), self.valid, self.params.micro_batch_tokens, self.group).mean())
 
     def figures(self) -> dict[str, float]:
         """Figures of the model as it is, on valid."""
         import torch
 
+        from flr_bench.lm.memory import row_passes
+
         model = self.state.model
         found = {"nll_valid": self._nll()}
-        model.eval()
-        with torch.inference_mode(), model.autocast():
-            rows = np.unique(np.linspace(0, len(self.valid) - 1, DIAGNOSED_EXAMPLES).astype(np.int64))
+
+        def run(rows: Int64s) -> tuple[int, dict[str, float]]:
             batch = self.valid.batch(rows, model.device)
             thought = model.think(model.encode(batch), batch.item_spans)
-            found |= model.reasoner.diagnostics(thought) | model.reasoner.weight_figures()
+            figures = model.reasoner.diagnostics(thought) | model.reasoner.weight_figures()
             for name, value in model.reasoner.penalties(thought).items():
-                found[f"penalty_{name}"] = float(value)
-        if model.reasoner.num_thoughts:
-            rms = float(thought.tokens.detach().float().square().mean().sqrt())
-            found |= {"thought_rms": rms, "thought_over_embeddings": rms / max(model.embedding_rms, 1e-12)}
-        return found
+                figures[f"penalty_{name}"] = float(value)
+            if model.reasoner.num_thoughts:
+                rms = float(thought.tokens.detach().float().square().mean().sqrt())
+                figures |= {"thought_rms": rms, "thought_over_embeddings": rms / max(model.embedding_rms, 1e-12)}
+            return len(rows), figures
+
+        model.eval()
+        rows = np.unique(np.linspace(0, len(self.valid) - 1, DIAGNOSED_EXAMPLES).astype(np.int64))
+        passes = row_passes("validation", "micro_batch_tokens", self.valid.lengths)
+        with torch.inference_mode(), model.autocast():
+            parts = model.memory.each([rows], run, passes)
+        if len(parts) == 1:
+            return found | parts[0][1]
+        return found | {
+            name: sum(count * figures[name] for count, figures in parts) / len(rows) for name in parts[0][1]
+        }
 
     def mean_thought(self) -> MeanThought | None:
         """The mean thought over a seeded choice of training prompts, for the controls."""
         import torch
 
+        from flr_bench.lm.memory import row_passes
+        from flr_bench.lm.model import length_groups
+
         model = self.state.model
         if not model.reasoner.num_thoughts:
             return None
-        total, square, count = None, 0.0, 0
         data = self._choice(MEAN_THOUGHT_PROMPTS)
+
+        def run(rows: Int64s) -> tuple[Tensor, float, int]:
+            batch = data.batch(rows, model.device)
+            tokens = model.think(model.encode(batch), batch.item_spans).tokens.double()
+            return tokens.sum(0), float(tokens.square().sum()), tokens.numel()
+
+        groups = length_groups(data.lengths, self.params.micro_batch_tokens)
         model.eval()
         with torch.inference_mode(), model.autocast():
-            for batch in data.batches(np.arange(len(data)), self.params.micro_batch_tokens, model.device):
-                tokens = model.think(model.encode(batch), batch.item_spans).tokens.double()
-                total = tokens.sum(0) if total is None else total + tokens.sum(0)
-                square, count = square + float(tokens.square().sum()), count + tokens.numel()
-        if total is None:
-            return None
-        mean = (total / len(data)).float()
-        return MeanThought(mean.clone(), (square / count) ** 0.5)
+            passes = row_passes("validation", "micro_batch_tokens", data.lengths)
+            sums, squares, counts = zip(*model.memory.each(groups, run, passes), strict=True)
+        mean = (torch.stack(sums).sum(0) / len(data)).float()
+        return MeanThought(mean.clone(), (sum(squares) / sum(counts)) ** 0.5)
 
 
 def _with_lora(language_model: nn.Module, rank: int) -> nn.Module:

@@ -15,7 +15,8 @@ import torch
 
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.checkpoint import Checkpoints
-from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples
+from flr_bench.lm.memory import row_passes
+from flr_bench.lm.model import Ints, LatentModel, TargetBatch, TargetExamples, length_groups
 from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import SftParams
 from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, train
@@ -129,9 +130,16 @@ def sft_update(
     """
     updater.zero()
     tokens = int(data.target_lengths[rows].sum())
+
+    def run(part: Ints) -> dict[str, float]:
+        batch = data.batch(part, model.device)
+        return sft_backward(model, batch, weights, tokens=tokens, examples=len(rows))
+
+    # A pass that fails midway has added part of its gradients: the update starts over from none.
+    groups = [rows[part] for part in length_groups(data.lengths[rows], max_tokens, updater.group)]
+    passes = row_passes("training", "micro_batch_tokens", data.lengths)
     sums: dict[str, float] = {}
-    for batch in data.batches(rows, max_tokens, model.device, updater.group):
-        figures = sft_backward(model, batch, weights, tokens=tokens, examples=len(rows))
+    for figures in model.memory.each(groups, run, passes, start_over=updater.zero):
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value
     sums = updater.group.sum_figures(sums)
