@@ -437,6 +437,11 @@ class Recommender(ABC):
         return {}
 
     @classmethod
+    def least_devices(cls, params: Any) -> int:  # noqa: ARG003
+        """On how many devices a fit with ``params`` can run at least."""
+        return 1
+
+    @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:  # noqa: ARG003
         """The cells that a ranking with rank parameters ``params`` needs besides the model, by role."""
         return {}

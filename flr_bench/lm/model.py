@@ -16,7 +16,7 @@ from torch.nn import functional
 from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_branches, token_embeddings
 from flr_bench.lm.encodings import PromptEncodings
 from flr_bench.lm.memory import MemoryGuard, row_passes
-from flr_bench.lm.parallel import ALONE, Group
+from flr_bench.lm.parallel import ALONE, Group, is_sharded
 from flr_bench.lm.reasoner import Reasoner, Thought
 
 Ints = npt.NDArray[np.int64]
@@ -120,13 +120,14 @@ def pad_rows(
     return matrix, mask
 
 
-def length_groups(lengths: Ints, max_tokens: int, group: Group = ALONE) -> list[Ints]:
+def length_groups(lengths: Ints, max_tokens: int, group: Group = ALONE, *, aligned: bool = False) -> list[Ints]:
     """Split rows into groups of similar length.
 
     Args:
         lengths: ``[n]`` tokens of each row.
         max_tokens: a group's size times its longest row stays within this, unless the row alone exceeds it.
         group: processes over which the rows of each group are dealt out; only this one's are returned.
+        aligned: return as many groups on every process, empty ones too.
 
     Returns:
         Indices into ``lengths``, longest rows first, over all processes each index once; deterministic.
@@ -137,7 +138,7 @@ def length_groups(lengths: Ints, max_tokens: int, group: Group = ALONE) -> list[
         size = group.size * max(1, max_tokens // max(1, int(lengths[order[start]])))
         groups.append(group.share(order[start : start + size]))
         start += size
-    return [own for own in groups if len(own)]
+    return [own for own in groups if aligned or len(own)]
 
 
 class LatentModel(nn.Module):
@@ -185,6 +186,16 @@ class LatentModel(nn.Module):
         """Root mean square of the token embeddings' entries: what size of input the backbone is used to."""
         weight = cast(Any, self.language_model).get_input_embeddings().weight
         return float(weight.detach().float().square().mean().sqrt())
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the language model's layers are spread over several processes."""
+        return any(map(is_sharded, self.language_model.parameters()))
+
+    def without_gradients(self) -> AbstractContextManager[object]:
+        """The context of passes that nobody trains on."""
+        # Layers that are put together in inference mode could not be trained afterwards.
+        return torch.no_grad() if self.sharded else torch.inference_mode()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
@@ -270,12 +281,12 @@ def validation_nll(
     model.eval()
 
     def run(rows: Ints) -> None:
-        batch = data.batch(rows, model.device)
-        nll, _ = model.target_nll(batch)
-        values[rows] = nll.double().sum(-1).cpu().numpy()
+        # An empty pass keeps step with the other processes' on any row.
+        nll, _ = model.target_nll(data.batch(rows if len(rows) else np.arange(1), model.device))
+        values[rows] = nll.double().sum(-1).cpu().numpy()[: len(rows)]
 
-    with torch.inference_mode():
-        groups = length_groups(data.lengths, max_tokens, group)
+    with model.without_gradients():
+        groups = length_groups(data.lengths, max_tokens, group, aligned=model.sharded)
         model.memory.each(groups, run, row_passes("validation", "micro_batch_tokens", data.lengths))
     model.train(training)
     return group.sum_array(values)

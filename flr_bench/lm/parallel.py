@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -187,14 +187,65 @@ def join(rank: int, size: int, rendezvous: Path, device: str) -> Group:
     return Group.of(size)
 
 
-class _Shardable(Protocol):
+class _ShardedLayer(Protocol):
     """What torch's FSDP makes of a layer, as far as it is used here."""
 
-    def set_gradient_divide_factor(self, factor: float) -> None: ...
+    def set_gradient_divide_factor(self, factor: float) -> None:
+        """By what the sum of all processes' gradients is divided."""
 
-    def set_force_sum_reduction_for_comms(self, enable: bool) -> None: ...
+    def set_force_sum_reduction_for_comms(self, enable: bool) -> None:
+        """Whether gradients are summed as they are exchanged, which gloo needs."""
+
+
+def shard_layers(language_model: nn.Module, group: Group) -> None:
+    """Spread the decoder layers' weights over the processes (FSDP2); each is put together while it runs.
+
+    Embeddings, final norm and head stay whole on every process: branches call them on their own, and
+    head and embeddings may be tied.  From then on all processes must run the same number of passes.
+
+    Args:
+        language_model: a ``transformers`` model, on the CPU if it does not fit the device; its gradients are
+            on where they shall be.  Ends up on the group's device.
+        group: at least two processes.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(group.device.type, (group.size,))
+    names = set(getattr(language_model, "_no_split_modules", None) or ())
+    for layer in [module for module in language_model.modules() if type(module).__name__ in names]:
+        sharded = cast(_ShardedLayer, fully_shard(layer, mesh=mesh, reshard_after_forward=True))
+        # A process's loss is its share of the batch's already: gradients are added, not averaged.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    language_model.to(group.device)
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part of ``tensor`` only."""
     return hasattr(tensor, "full_tensor")
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state on the CPU, sharded tensors put together; all processes must call it."""
+    state = {}
+    for name, value in module.state_dict().items():
+        tensor = cast(Any, value).full_tensor() if is_sharded(value) else value
+        state[name] = tensor.detach().cpu()
+    return state
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, group: Group) -> float:
+    """Cut the gradients to ``max_norm`` together, sharded ones too; returns their norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not any(map(is_sharded, gradients)):
+        return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    squares = {True: torch.zeros((), dtype=torch.float64), False: torch.zeros((), dtype=torch.float64)}
+    for gradient in gradients:
+        own = cast(Any, gradient).to_local() if is_sharded(gradient) else gradient
+        squares[is_sharded(gradient)] += own.double().square().sum().cpu()
+    norm = float((squares[False] + group.sum_(squares[True])).sqrt())
+    for gradient in gradients:
+        gradient.mul_(min(1.0, max_norm / (norm + 1e-6)))
+    return norm

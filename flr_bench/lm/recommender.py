@@ -93,6 +93,21 @@ class LanguageModelParams(SftParams):
         description="mebibytes of encoded prompts to keep at most; prompts beyond are encoded anew each time",
     )
 
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="on several devices, where the supervised stage keeps the backbone: whole on each, or its layers "
+        "spread over them (fsdp), for one that does not fit with its gradients and the optimiser; no checkpoints then",
+    )
+
+    @model_validator(mode="after")
+    def _shards_all_weights(self) -> Self:
+        layers = self.activation_checkpointing or self.compile or self.fused_optimizer
+        if self.sharding == "fsdp" and (self.tune != "full" or layers):
+            raise ValueError(
+                "sharding: fsdp is for tune: full, without activation_checkpointing, compile or fused_optimizer"
+            )
+        return self
+
     @model_validator(mode="after")
     def _limit_needs_cache(self) -> Self:
         if self.encoding_cache == "off" and self.encoding_cache_mib != 1024:
@@ -172,6 +187,8 @@ class LanguageModelRecommender(Recommender):
         dropped: set[str] = set() if stage == "rl" else {"rl"}
         if stage == "untuned":
             dropped |= TRAINING_FIELDS | set(cls.penalty_weights(params, "sft"))
+        if stage != "sft" or params.sharding == "none":
+            dropped.add("sharding")
         fields = type(params).model_fields
         dropped |= {name for name in EXECUTION_FIELDS if getattr(params, name) == fields[name].default}
         return {name: value for name, value in dumped.items() if name not in dropped}
@@ -186,6 +203,11 @@ class LanguageModelRecommender(Recommender):
         given.pop("rl", None)
         model = FitSpec(cls.name, given, "sft")
         return {"model": model, "backbone": backbone} if params.tune == "reasoner" else {"model": model}
+
+    @classmethod
+    def least_devices(cls, params: Any) -> int:
+        """Two where the backbone is to be spread over them."""
+        return 2 if params.sharding == "fsdp" else 1
 
     @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:
@@ -225,6 +247,8 @@ class LanguageModelRecommender(Recommender):
             measurements = {f"{name}_before": value for name, value in before.items()}
             measurements |= {f"{name}_after": value for name, value in after.items()} | fitting.trained
         measurements |= fitting.resumption | fitting.close()
+        if self._state.model.sharded:
+            self._put_together(context)
         return FitReport(
             epochs=log.epochs,
             best_epoch=log.best_epoch,
@@ -241,10 +265,27 @@ class LanguageModelRecommender(Recommender):
             self._loaded = type(self).load(context.inputs["model"], context.inputs, context.device)._state
             self._loaded.model.language_model.requires_grad_(False)
         else:
-            backbone = load_backbone(context.inputs["backbone"], context.device)
+            sharded = context.stage == "sft" and self.params.sharding == "fsdp"
+            backbone = load_backbone(context.inputs["backbone"], "cpu" if sharded else context.device)
+            if sharded:
+                _shard(backbone, context)
             reasoner = self._reasoner(backbone, context.seed)
             self._loaded = _State(backbone, self._model(backbone.model, reasoner), context.stage)
+            if sharded:
+                from flr_bench.lm.memory import WholePasses
+
+                self._loaded.model.memory = WholePasses()
         self._state.stage = context.stage
+
+    def _put_together(self, context: FitContext) -> None:
+        """The sharded backbone as a whole one on the CPU, to be stored."""
+        from flr_bench.lm.parallel import whole_state
+
+        state = self._state
+        trained = whole_state(state.model.language_model)
+        state.backbone = load_backbone(context.inputs["backbone"])
+        state.backbone.model.load_state_dict(trained)
+        state.model = self._model(state.backbone.model, state.model.reasoner.cpu())
 
     def _reasoner(self, backbone: Backbone, seed: int) -> nn.Module:
         reasoner: nn.Module = REASONERS.get(self.reasoner_name(self.params))(backbone.width, self.params, seed)
@@ -340,6 +381,17 @@ class LanguageModelRecommender(Recommender):
         return self
 
 
+def _shard(backbone: Backbone, context: FitContext) -> None:
+    from flr_bench.lm.parallel import Group, shard_layers
+
+    if context.devices == 1:
+        raise UsageError("sharding: fsdp needs several devices; give --devices 2, or leave it out")
+    if context.budget.watch != "nll":
+        # The processes of a ranking need different numbers of passes.
+        raise UsageError("sharding: fsdp cannot rank while it trains; let the stage sft watch nll")
+    shard_layers(backbone.model, Group.of(context.devices))
+
+
 def _read_record(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "model.json"
     try:
@@ -408,7 +460,7 @@ class _Fitting:
         from flr_bench.lm.checkpoint import Checkpoints
 
         context, method = self.context, self.method
-        if context.checkpoints is None:
+        if context.checkpoints is None or self.state.model.sharded:
             return None
         fit = {
             "versions": [flr_bench.__version__, torch.__version__],
@@ -621,8 +673,6 @@ class _Fitting:
 
     def figures(self) -> dict[str, float]:
         """Figures of the model as it is, on valid."""
-        import torch
-
         from flr_bench.lm.memory import row_passes
 
         model = self.state.model
@@ -642,7 +692,7 @@ class _Fitting:
         model.eval()
         rows = np.unique(np.linspace(0, len(self.valid) - 1, DIAGNOSED_EXAMPLES).astype(np.int64))
         passes = row_passes("validation", "micro_batch_tokens", self.valid.lengths)
-        with torch.inference_mode(), model.autocast():
+        with model.without_gradients(), model.autocast():
             parts = model.memory.each([rows], run, passes)
         if len(parts) == 1:
             return found | parts[0][1]
@@ -669,7 +719,7 @@ class _Fitting:
 
         groups = length_groups(data.lengths, self.params.micro_batch_tokens)
         model.eval()
-        with torch.inference_mode(), model.autocast():
+        with model.without_gradients(), model.autocast():
             passes = row_passes("validation", "micro_batch_tokens", data.lengths)
             sums, squares, counts = zip(*model.memory.each(groups, run, passes), strict=True)
         mean = (torch.stack(sums).sum(0) / len(data)).float()

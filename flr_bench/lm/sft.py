@@ -132,11 +132,13 @@ def sft_update(
     tokens = int(data.target_lengths[rows].sum())
 
     def run(part: Ints) -> dict[str, float]:
-        batch = data.batch(part, model.device)
-        return sft_backward(model, batch, weights, tokens=tokens, examples=len(rows))
+        batch = data.batch(part if len(part) else rows[:1], model.device)
+        return sft_backward(model, batch, weights, tokens=tokens, examples=len(rows), idle=not len(part))
 
     # A pass that fails midway has added part of its gradients: the update starts over from none.
-    groups = [rows[part] for part in length_groups(data.lengths[rows], max_tokens, updater.group)]
+    groups = [
+        rows[part] for part in length_groups(data.lengths[rows], max_tokens, updater.group, aligned=model.sharded)
+    ]
     passes = row_passes("training", "micro_batch_tokens", data.lengths)
     sums: dict[str, float] = {}
     for figures in model.memory.each(groups, run, passes, start_over=updater.zero):
@@ -147,12 +149,19 @@ def sft_update(
 
 
 def sft_backward(
-    model: LatentModel, batch: TargetBatch, weights: Mapping[str, float], *, tokens: int, examples: int
+    model: LatentModel,
+    batch: TargetBatch,
+    weights: Mapping[str, float],
+    *,
+    tokens: int,
+    examples: int,
+    idle: bool = False,
 ) -> dict[str, float]:
     """Add the gradient of one pass's share of the loss.
 
     Loss: sum of the target tokens' negative log-likelihoods over ``tokens``, plus each weighted penalty
-    times the pass's share of the ``examples``.
+    times the pass's share of the ``examples``.  An ``idle`` pass counts nothing: it keeps step with the
+    other processes, which put the layers of a sharded model together with this one.
 
     Returns:
         The pass's contributions to ``loss``, ``nll`` and the unweighted penalties.
@@ -166,6 +175,8 @@ def sft_backward(
         if weight:
             loss = loss + weight * share * value
         figures[f"penalty_{name}"] = float(value.detach()) * share
+    if idle:
+        loss, per_token, figures = 0 * loss, 0 * per_token, dict.fromkeys(figures, 0.0)
     if loss.requires_grad:
         torch.autograd.backward(loss)
     return {"loss": float(loss.detach()), "nll": float(per_token.detach()), **figures}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flr_bench.errors import FlrBenchError
 from flr_bench.interface import Budget, Progress, ProgressFn
 from flr_bench.lm.checkpoint import Checkpoints, Snapshot
-from flr_bench.lm.parallel import ALONE, Group
+from flr_bench.lm.parallel import ALONE, Group, clip_gradients, is_sharded
 
 #: Returns the watched quantity on valid, for the model as it is.
 WatchFn = Callable[[], float]
@@ -163,6 +163,10 @@ class Updater:
     ) -> None:
         """Start at update 0."""
         trained = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in rates]
+        if any(is_sharded(parameter) for parameters, _ in trained for parameter in parameters):
+            # AdamW takes the parameters of a list together, and cannot mix whole ones with sharded ones.
+            kinds = (False, True)
+            trained = [([p for p in ps if is_sharded(p) == kind], rate) for ps, rate in trained for kind in kinds]
         self.parameters = [parameter for parameters, _ in trained for parameter in parameters]
         self._optimizer = adamw(trained, weight_decay, fused=fused)
         self._schedule = cosine_schedule(self._optimizer, warmup, total)
@@ -181,7 +185,7 @@ class Updater:
             TrainingDiverged: the norm is not finite.
         """
         self.group.sum_gradients(self.parameters)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self._max_norm))
+        norm = clip_gradients(self.parameters, self._max_norm, self.group)
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the gradient is no longer finite after {self.steps} updates; lower learning_rate")
         self._optimizer.step()

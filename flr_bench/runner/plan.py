@@ -449,6 +449,12 @@ class _Builder:
         """The cell of one stage and, through it, of those it builds on."""
         method = RECOMMENDERS.get(name)
         budget = self._budget(name, stage)
+        machine = replace(self._machine, devices=self.profile.devices if method.devices_supported else 1)
+        least = method.least_devices(params)
+        if machine.devices < least:
+            raise self.file.error(
+                self.where, f"{name} cannot be fitted so on fewer than {least} devices; give --devices {least}"
+            )
         seed = self.seed if method.stochastic else 0
         return FitCell(
             label=f"fit {shown or self.entry} · {stage} · {self.data.key} · seed {seed}",
@@ -465,7 +471,7 @@ class _Builder:
             params=dict(method.stage_params(params, stage)),
             stage=stage,
             seed=seed,
-            machine=replace(self._machine, devices=self.profile.devices if method.devices_supported else 1),
+            machine=machine,
             budget=budget.budget(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +14,18 @@ import numpy as np
 import torch
 from lm_helpers import latent_model, target_examples
 
-from flr_bench.interface import Budget, RankContext
+from flr_bench.interface import Budget, FitContext, RankContext
 from flr_bench.lm.latent_grpo import GrpoJob, LatentGrpo
+from flr_bench.lm.memory import WholePasses
 from flr_bench.lm.model import LatentModel, validation_nll
-from flr_bench.lm.parallel import Group, join
+from flr_bench.lm.parallel import Group, join, shard_layers, whole_state
 from flr_bench.lm.params import LatentGrpoParams
 from flr_bench.lm.ranking import LanguageModelRankParams
 from flr_bench.lm.recommender import _with_lora
 from flr_bench.lm.sft import sft_update
 from flr_bench.lm.training import Updater, Watch
 from flr_bench.registry import RECOMMENDERS
-from flr_bench.testing.harness import shared_harness, small_split
+from flr_bench.testing.harness import shared_harness, small_split, tiny_params
 
 #: Penalties whose mean over passes is that over the batch; ``balance`` is not among them.
 PENALTIES = {"orthogonality": 0.5, "diversity": 0.3, "sparsity": 0.2}
@@ -73,6 +75,60 @@ def sft_case(name: str, group: Group) -> dict[str, Any]:
         out[batch] = sft_update(model, updater, data, rows, PENALTIES, 30) | _gradients(model)
     out["nll"] = {"nll": validation_nll(model, data, 30, group)}
     return out
+
+
+def sharded_case(group: Group) -> dict[str, Any]:
+    """As :func:`sft_case`, with the layers spread over the processes, and after a real update and a validation."""
+    model = latent_model("factorized")
+    if group.size > 1:
+        shard_layers(model.language_model, group)
+        model.memory = WholePasses()
+    assert model.sharded == (group.size > 1)
+    data, updater, out = target_examples(9), _updater(model, group), {}
+    out["nll"] = {"nll": validation_nll(model, data, 30, group)}
+    # The last pass of a batch of 7, and a batch of 1, leave a process idle.
+    for batch, rows in {"batch": np.arange(7), "one": np.arange(7, 8)}.items():
+        out[batch] = sft_update(model, updater, data, rows, PENALTIES, 30)
+        out[batch] |= {
+            name: getattr(p.grad, "full_tensor", lambda p=p: p.grad)().numpy().copy()
+            for name, p in model.named_parameters()
+            if p.grad is not None
+        }
+    step = Updater([(model.parameters(), 1e-3)], weight_decay=0.1, warmup=0, total=9, max_norm=0.5, group=group)
+    sft_update(model, step, data, np.arange(9), PENALTIES, 30)
+    out["after"] = {"nll": validation_nll(model, data, 30, group)}
+    out["weights"] = {"names": len(whole_state(model.language_model))}
+    return out
+
+
+def sharded_fit(devices: int, stored: dict[str, Any]) -> dict[str, Any]:
+    """A whole supervised fit of a registered method, and what it says of its model put together again."""
+    method = RECOMMENDERS.get("flr")
+    params = {**tiny_params("flr"), "batch_size": 32, "warmup": 2, "sharding": "fsdp" if devices > 1 else "none"}
+    model = method(method.FitParams(**params))
+    with tempfile.TemporaryDirectory() as scratch:
+        context = FitContext(
+            seed=0,
+            device="cpu",
+            threads=1,
+            stage="sft",
+            budget=Budget(1, None, "nll"),
+            inputs=stored["inputs"],
+            validate=shared_harness()._validate,
+            progress=lambda _: None,
+            scratch=Path(scratch),
+            devices=devices,
+        )
+        report = model.fit(small_split(), context)
+        Path(scratch, "model").mkdir()
+        model.save(Path(scratch, "model"))
+        # transformers stores a model in the first process only, as the runner does.
+        stored_here = (Path(scratch, "model") / "backbone" / "config.json").is_file()
+        again = method.load(Path(scratch, "model"), stored["inputs"]) if stored_here else model
+    context = RankContext(0, "cpu", 1, {}, small_split(), lambda _: 0.0, lambda _: None)
+    ranking = again.rank(small_split().valid.take(np.arange(9)), 5, LanguageModelRankParams(), context)
+    figures = {name: report.measurements[name] for name in ("nll_valid_before", "nll_valid_after")}
+    return {"fit": {**figures, "scores": ranking.scores, "total": report.parameters_total}}
 
 
 def grpo_case(name: str, group: Group) -> dict[str, Any]:
@@ -126,6 +182,8 @@ def ranking_case(name: str, group: Group, stored: dict[str, Any]) -> dict[str, A
 def cases(group: Group, stored: dict[str, Any]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
     for name in SFT:
         yield ("sft", name), sft_case(name, group)
+    yield ("sharded", "sft"), sharded_case(group)
+    yield ("sharded", "fit"), sharded_fit(group.size, stored)
     for name in GRPO:
         yield ("grpo", name), grpo_case(name, group)
     for name in RANKINGS:

@@ -1,16 +1,30 @@
 import multiprocessing
 import pickle
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from parallel_cases import GRPO, RANKINGS, SFT, grpo_case, process, ranking_case, sft_case
+from parallel_cases import (
+    GRPO,
+    RANKINGS,
+    SFT,
+    grpo_case,
+    process,
+    ranking_case,
+    sft_case,
+    sharded_case,
+    sharded_fit,
+)
+from pydantic import ValidationError
 
-from flr_bench.errors import FlrBenchError
-from flr_bench.interface import FitSpec
+from flr_bench.errors import FlrBenchError, UsageError
+from flr_bench.interface import Budget, FitSpec
 from flr_bench.lm.model import length_groups
 from flr_bench.lm.parallel import ALONE, Group, _buckets
+from flr_bench.lm.recommender import _shard
+from flr_bench.registry import RECOMMENDERS
 from flr_bench.testing.harness import shared_harness, tiny_params
 
 SIZE = 2
@@ -44,8 +58,8 @@ def together(stored, tmp_path_factory):
             member.kill()
             member.join()
     found = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(SIZE)]
-    for outcome in found:
-        assert not isinstance(outcome, str), outcome
+    failures = [outcome for outcome in found if isinstance(outcome, str)]
+    assert not failures, "\n".join(failures)
     return found
 
 
@@ -67,6 +81,32 @@ def test_supervised_losses_and_gradients_are_those_of_one_process(together, name
     alone = sft_case(name, ALONE)
     assert alone["batch"]["gradient_norm"] > 0
     assert_alike(alone, together, ("sft", name))
+
+
+def test_a_sharded_backbone_trains_as_a_whole_one(together, stored):
+    assert_alike(sharded_case(ALONE), together, ("sharded", "sft"))
+    alone, found = sharded_fit(1, stored)["fit"], [member["sharded", "fit"]["fit"] for member in together]
+    assert alone["nll_valid_after"] != alone["nll_valid_before"]
+    for fit in found:
+        assert fit["total"] == alone["total"]
+        assert fit["nll_valid_before"] == pytest.approx(alone["nll_valid_before"], rel=1e-5)
+        assert fit["nll_valid_after"] == pytest.approx(alone["nll_valid_after"], rel=1e-4)
+        np.testing.assert_allclose(fit["scores"], alone["scores"], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("devices", "watch", "line"), [(1, "nll", "--devices 2"), (2, "ndcg@10", "cannot rank while it trains")]
+)
+def test_sharding_is_refused_where_it_cannot_be(devices, watch, line):
+    method = RECOMMENDERS.get("flr")
+    spec = FitSpec("flr", {**tiny_params("flr"), "sharding": "fsdp"}, "sft")
+    assert method.least_devices(method.FitParams(**spec.params)) == 2
+    assert "sharding" not in method.stage_params(method.FitParams(), "sft")
+    context = SimpleNamespace(devices=devices, budget=Budget(1, None, watch))
+    with pytest.raises(UsageError, match=line):
+        _shard(SimpleNamespace(model=None), context)
+    with pytest.raises(ValidationError, match="tune: full"):
+        method.FitParams(sharding="fsdp", tune="lora")
 
 
 @pytest.mark.parametrize("name", GRPO)
