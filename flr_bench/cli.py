@@ -39,6 +39,12 @@ app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
+inspect_app = typer.Typer(
+    help="Look into trained models: what a score owes to the search that ranks.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(inspect_app, name="inspect")
 
 
 def _complete_suite(incomplete: str) -> list[str]:
@@ -167,6 +173,63 @@ def ablate(
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
     run(suite, profile, seeds, only, workers, devices, mode, runs, cache, mlruns, results, quiet, as_json, track)
+
+
+@inspect_app.command("search")
+def inspect_search(
+    suite: SuiteName = "main",
+    profile: ProfileName = "cpu",
+    seeds: Seeds = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only", help="Methods or labels of models, e.g. 'flr · sft+rl', separated by commas; controls too."
+        ),
+    ] = None,
+    beams: Annotated[
+        str, typer.Option("--beams", help="Widths of the beam search to compare, separated by commas.")
+    ] = "5,10,20,50",
+    workers: Workers = None,
+    runs: Runs = RUNS,
+    cache: Cache = CACHE,
+    mlruns: Mlruns = MLRUNS,
+    results: Results = RESULTS,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    track: Track = True,
+) -> None:
+    """Say what beam search misses of the true top k, and what that does to NDCG and HR.
+
+    Every trained language model of the suite that ranks with decoding 'plain' (controls left out) is ranked
+    by beams of each width and by exact search, which proves its answer. Rankings that the store has are not
+    computed again; a model that it lacks is trained first, as 'flr-bench run' would, after saying so. The
+    comparison goes to search.* and figures/search.* beside the suite's tables: always of the models, beams and
+    seeds asked for last.
+    """
+    from flr_bench.report import write_search
+    from flr_bench.runner.inspection import SearchRequest, run_search
+    from flr_bench.runner.progress import make_display
+    from flr_bench.runner.session import Folders, Frontend
+
+    folders = Folders(runs, cache, mlruns, results)
+    trackers: list[Tracker] = []
+    frontend = Frontend(
+        display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
+        observers=lambda: _start_tracking(trackers, mlruns) if track else (),
+        say=(lambda _: None) if quiet or as_json else _say,
+    )
+    try:
+        session = run_search(SearchRequest(suite, profile, seeds, only, beams), folders, workers, frontend)
+    except KeyboardInterrupt:
+        _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
+        raise typer.Exit(130) from None
+    _keep_matplotlib_in(cache)
+    files = write_search(runs, results, session.plan.file.suite.version, profile)
+    for tracker in trackers:
+        tracker.log_files(files, results)
+    if not (quiet or as_json):
+        typer.echo(next(path for path in files if path.name == "search.md").read_text(encoding="utf-8"))
+    _report(session, folders, as_json=as_json)
 
 
 def _start_tracking(trackers: list[Tracker], mlruns: Path) -> Sequence[Observer]:

@@ -207,12 +207,15 @@ class Ranking:
         measurements: figures about the ranking as a whole (for example ``alpha`` or ``proven``).
             ``reused_seconds`` is time spent earlier on work that this ranking shares.
         traces: how each answer came about, in the order of the examples; ``None`` where nobody asked.
+        per_example: figures about each example's list, ``[n]`` each (for example ``proven``); they
+            are kept beside the ranking, under names other than ``example``, ``items`` and ``scores``.
     """
 
     items: Int32s
     scores: Float32s
     measurements: Mapping[str, float] = field(default_factory=dict)
     traces: Traces | None = None
+    per_example: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 RankFn = Callable[[Examples, int], Ranking]
@@ -277,6 +280,8 @@ class FitContext:
         checkpoints: a folder of this fit alone that outlives an interruption, so that the fit started again can go
             on from what it left there; it may be missing, is removed once the fit is stored whole, and ``None``
             keeps nothing.
+        cache: a folder for what can be made again from the data at any time; ``None``: keep nothing.
+            What lies there changes no result.
         devices: how many processes, each with a device of its own, compute this fit together, all with the
             same arguments; 1 unless the method has :attr:`Recommender.devices_supported`.
     """
@@ -291,6 +296,7 @@ class FitContext:
     progress: ProgressFn
     scratch: Path
     checkpoints: Path | None = None
+    cache: Path | None = None
     devices: int = 1
 
 
@@ -305,6 +311,7 @@ class RankContext:
         split: train and valid, for decodings that choose something on valid.
         validate: ranks the valid examples with the given function and returns NDCG@10.
         progress: where to report progress.
+        cache: as in :class:`FitContext`.
         devices: as in :class:`FitContext`; every process returns the whole ranking.
     """
 
@@ -315,6 +322,7 @@ class RankContext:
     split: Split
     validate: Callable[[RankFn], float]
     progress: ProgressFn
+    cache: Path | None = None
     devices: int = 1
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_branches, token_embeddings
+from flr_bench.lm.cross_entropy import frozen_head_log_probabilities
 from flr_bench.lm.encodings import PromptEncodings
 from flr_bench.lm.memory import MemoryGuard, row_passes
 from flr_bench.lm.parallel import ALONE, Group, is_sharded
@@ -241,9 +242,16 @@ class LatentModel(nn.Module):
         hidden = self._before_targets(prompts, thoughts, target_ids)
         inside = target_mask[:, None].expand(hidden.shape[:-1])
         wanted = target_ids[:, None].expand(hidden.shape[:-1])[inside]
-        logits = cast(Any, self.language_model).get_output_embeddings()(hidden[inside])
-        log_p = -functional.cross_entropy(logits.float(), wanted, reduction="none")
+        log_p = self._head_log_probabilities(hidden[inside], wanted)
         return log_p.new_zeros(inside.shape).masked_scatter(inside, log_p)
+
+    def _head_log_probabilities(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        """Log-probability of each wanted token ``[n]`` after its hidden state ``[n, d]``, float32."""
+        head = cast(Any, self.language_model).get_output_embeddings()
+        constant = not (torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters()))
+        if constant and type(head) is nn.Linear and head.bias is None:
+            return frozen_head_log_probabilities(hidden, head.weight, wanted)
+        return -functional.cross_entropy(head(hidden).float(), wanted, reduction="none")
 
     def _before_targets(self, prompts: EncodedPrompts, thoughts: Tensor, target_ids: Tensor) -> Tensor:
         """Hidden states ``[B, G, L, d]`` that predict the target tokens."""

@@ -55,7 +55,10 @@ class SftParams(Params):
     )
     batch_size: int = Field(default=64, ge=1, description="examples per update")
     micro_batch_tokens: int = Field(
-        default=4096, ge=1, description="padded tokens per pass at most; a batch runs in as many passes as it needs"
+        default=2048,
+        ge=1,
+        description="padded tokens per pass at most; a batch runs in as many passes as it needs. About 2,000 keep a "
+        "small model's activations in a core's cache (a sixth faster than 4,096 at width 96); a GPU wants more",
     )
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's weight decay, on matrices")
     warmup: int = Field(default=20, ge=0, description="updates with rising step; 20 in LatentR3 [C]")

@@ -40,6 +40,8 @@ from flr_bench.lm.traces import TraceKeeper
 from flr_bench.registry import DECODINGS, RECOMMENDERS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from flr_bench.lm.branching import EncodedPrompts
@@ -53,13 +55,17 @@ POOLS_KEPT = 4
 #: Mebibytes of encoded prompts kept on one loaded model, so that its decodings and controls share them.
 ENCODINGS_MIB = 1024
 
+#: A decoding with an assistant searches at most so many examples times items at a time (256 MiB in float64).
+ASSISTANT_VALUES = 1 << 25
+
 
 class LanguageModelRankParams(Params):
     """How a trained language model ranks: decoding, search, duplicates, controls."""
 
     decoding: str = Field(
         default="plain",
-        description="score of a finished title: plain, length_normalised or d3",
+        description="score of a finished title: plain, length_normalised or d3; length_normalised_published "
+        "searches as published code does [C]",
         json_schema_extra={"search": {"choices": ["plain", "length_normalised", "d3"]}},
     )
     search: Literal["beam", "exact"] = Field(default="beam", description="beam search, or best-first with a proof")
@@ -79,6 +85,11 @@ class LanguageModelRankParams(Params):
     length_penalty: float = Field(
         default=1.0, ge=0, le=4, description="exponent of the length in length_normalised; 1 as published [C]"
     )
+    normalisation: Literal["vocabulary", "allowed"] = Field(
+        default="vocabulary",
+        description="a token's probability is the model's own, over the vocabulary, or renormalised over the tokens "
+        "that continue some title (plain, length_normalised, length_normalised_published)",
+    )
     duplicate_titles: Literal["share", "each"] = Field(
         default="share", description="items with one title share its probability, or each has all of it (as published)"
     )
@@ -91,7 +102,9 @@ class LanguageModelRankParams(Params):
         default=False,
         description="keep of every example what its thought attended to, gates, norms and agreement of its factors",
     )
-    rank_batch: int = Field(default=64, ge=1, description="examples searched at a time")
+    rank_batch: int = Field(
+        default=64, ge=1, description="examples searched at a time; fewer with d3 and more than 500,000 items"
+    )
 
     @field_validator("decoding")
     @classmethod
@@ -109,8 +122,15 @@ class LanguageModelRankParams(Params):
             raise ValueError("alpha is for decoding: d3; leave it out otherwise")
         if self.assistant != "sasrec" and self.decoding != "d3":
             raise ValueError("assistant is for decoding: d3; leave it out otherwise")
-        if self.length_penalty != 1.0 and self.decoding != "length_normalised":
+        decoding = decoding_named(self.decoding)
+        if self.length_penalty != 1.0 and not decoding.penalises_length:
             raise ValueError("length_penalty is for decoding: length_normalised; leave it out otherwise")
+        if self.normalisation not in decoding.normalisations:
+            raise ValueError(
+                f"normalisation: {self.normalisation} means nothing for decoding: {self.decoding}; leave it out"
+            )
+        if self.search not in decoding.searches:
+            raise ValueError(f"decoding: {self.decoding} goes with search: {decoding.searches[0]} only")
         if self.exact_budget != type(self).model_fields["exact_budget"].default and self.search != "exact":
             raise ValueError("exact_budget is for search: exact; leave it out otherwise")
         if self.keep_thoughts and self.thought_control in ("noise", "mean"):
@@ -144,9 +164,21 @@ class TitleBook:
 
     @classmethod
     def build(
-        cls, catalog: Catalog, tokenized: TokenizedCatalog, model: LatentModel, max_prompt_tokens: int
+        cls,
+        catalog: Catalog,
+        tokenized: TokenizedCatalog,
+        model: LatentModel,
+        max_prompt_tokens: int,
+        cache: Path | None = None,
     ) -> TitleBook:
-        """Build the trie and see how long a prompt may be.
+        """Build the trie, or take it from the cache, and see how long a prompt may be.
+
+        Args:
+            catalog: the catalog.
+            tokenized: its titles as tokens.
+            model: the model that will read and write them.
+            max_prompt_tokens: longest prompt asked for.
+            cache: where a large catalog's trie is kept; ``None``: nowhere.
 
         Raises:
             UsageError: the model's context has no room for the longest title.
@@ -158,11 +190,13 @@ class TitleBook:
         positions = getattr(getattr(model.language_model, "config", None), "max_position_embeddings", None)
         room = max_prompt_tokens if positions is None else int(positions) - model.reasoner.num_thoughts - longest
         if room < 1:
+            title = catalog.distinct_titles[int(targets.lengths.argmax())]
+            key = catalog.keys[catalog.titles.index(title)]
             raise UsageError(
-                f"the backbone's context of {positions} tokens has no room for a title of {longest}; "
-                "choose a backbone with a longer context or filter the title out"
+                f"the backbone's context of {positions} tokens has no room for item '{key}', whose title "
+                f"'{title[:60]}' has {longest}; choose a backbone with a longer context or filter the item out"
             )
-        trie = ItemTrie.build(targets.tokens, targets.offsets, catalog.title_of_item).to(model.device)
+        trie = ItemTrie.cached(targets.tokens, targets.offsets, catalog.title_of_item, cache).to(model.device)
         return cls(catalog, tokenized, trie, TitleItems.of(catalog), min(max_prompt_tokens, room))
 
     def targets(self, examples: Examples) -> tuple[TargetExamples, int]:
@@ -226,7 +260,9 @@ class TitleRanker:
             raise UsageError("keep_thoughts needs a method with a thought; use single_latent or flr")
         decoding = decoding_named(params.decoding)
         assistant = self._assistant(examples, params, context) if decoding.needs_assistant else None
-        settings = DecodingSettings(params.duplicate_titles, params.length_penalty, seed=context.seed)
+        settings = DecodingSettings(
+            params.duplicate_titles, params.length_penalty, seed=context.seed, normalisation=params.normalisation
+        )
         found: dict[str, float] = {}
         split_before = self.model.memory.batches_split
         if decoding.needs_assistant:
@@ -349,7 +385,7 @@ class _Search:
         from flr_bench.lm.parallel import Group
         from flr_bench.lm.search import Pool
 
-        model, size = self.ranker.model, self.params.rank_batch
+        model, size = self.ranker.model, self._batch_size()
         if self.params.keep_thoughts:
             of_others = self.params.thought_control == "other_user"
             read = self.context.split.train if of_others else self.examples
@@ -384,11 +420,18 @@ class _Search:
     def _kept(self) -> Traces | None:
         return None if self._keeper is None else self._keeper.traces()
 
+    def _batch_size(self) -> int:
+        """Examples searched at a time: fewer where an assistant's values per item would fill the memory."""
+        if not decoding_named(self.params.decoding).needs_assistant:
+            return self.params.rank_batch
+        return max(1, min(self.params.rank_batch, ASSISTANT_VALUES // len(self.ranker.book.catalog)))
+
     def _search(self, prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore) -> Pool:
-        from flr_bench.lm.search import beam_search, exact_search
+        from flr_bench.lm.search import exact_search
 
         model, trie, params = self.ranker.model.language_model, self.ranker.book.trie, self.params
         if params.search == "beam":
+            beam_search = decoding_named(params.decoding).beam_search()
             return beam_search(model, prompts, thoughts, trie, k=self.k, beams=params.beams, path_score=guide)
         budget = params.exact_budget
         return exact_search(

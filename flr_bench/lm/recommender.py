@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from flr_bench.errors import DamagedFileError, DataError, UsageError
 from flr_bench.interface import (
@@ -302,11 +302,11 @@ class LanguageModelRecommender(Recommender):
             raise UsageError(f"{self.name} has no model yet; fit it or load one")
         return self._loaded
 
-    def title_book(self, catalog: Catalog) -> TitleBook:
-        """The catalog as the loaded model reads it; built once."""
+    def title_book(self, catalog: Catalog, cache: Path | None = None) -> TitleBook:
+        """The catalog as the loaded model reads it; built once (a large catalog's trie is kept in ``cache``)."""
         if self._book is None or self._book.catalog is not catalog:
             tokenized = TokenizedCatalog.build(catalog, self._state.backbone.tokenizer, self.params.prompt)
-            self._book = TitleBook.build(catalog, tokenized, self._state.model, self.params.max_prompt_tokens)
+            self._book = TitleBook.build(catalog, tokenized, self._state.model, self.params.max_prompt_tokens, cache)
         return self._book
 
     def rank(self, examples: Examples, k: int, params: Any, context: RankContext) -> Ranking:
@@ -320,7 +320,7 @@ class LanguageModelRecommender(Recommender):
         """
         from flr_bench.lm.encodings import PromptEncodings
 
-        state, book = self._state, self.title_book(context.split.catalog)
+        state, book = self._state, self.title_book(context.split.catalog, context.cache)
         if self._ranker is None or self._ranker.book is not book or self._ranker.model is not state.model:
             self._ranker = TitleRanker(state.model, book, state.mean)
             state.model.encodings = PromptEncodings(state.model.language_model, ENCODINGS_MIB)
@@ -363,7 +363,13 @@ class LanguageModelRecommender(Recommender):
             DamagedFileError: a file is missing, damaged, of another version or of another method.
         """
         record = _read_record(folder, cls.name)
-        self = cls(cls.FitParams.model_validate(record["params"]))
+        try:
+            params = cls.FitParams.model_validate(record["params"])
+        except ValidationError as error:
+            raise DamagedFileError(
+                f"'{folder / 'model.json'}' holds parameters that {cls.name} does not know; fit again"
+            ) from error
+        self = cls(params)
         backbone = load_backbone(_backbone_folder(folder, record, inputs), device)
         reasoner = self._reasoner(backbone, 0)
         weights = _read_weights(folder / "reasoner.safetensors", device) if _has_weights(reasoner, record) else {}
@@ -397,6 +403,8 @@ def _read_record(folder: Path, name: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = (record["format"], record["method"])
+        if found == (FORMAT, name) and not {"stage", "backbone_inside", "thought_rms", "params"} <= set(record):
+            raise KeyError("a field is missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"'{path}' is missing or damaged; fit again") from error
     if found != (FORMAT, name):
@@ -444,7 +452,7 @@ class _Fitting:
         self.context = context
         self.group = Group.of(context.devices)
         self.state = method._state
-        self.book = method.title_book(data.catalog)
+        self.book = method.title_book(data.catalog, context.cache)
         self.train, _ = self.book.targets(data.train)
         self.valid, _ = self.book.targets(data.valid)
         self.parameters_trained = 0

@@ -18,27 +18,22 @@ A typical use, ``k`` items wanted::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flr_bench.errors import FlrBenchError, UsageError
-from flr_bench.lm.branching import BranchTree, EncodedPrompts, token_embeddings, token_log_probabilities
+from flr_bench.errors import UsageError
+from flr_bench.lm.branching import BranchTree, EncodedPrompts, token_embeddings
 from flr_bench.lm.item_trie import ItemTrie
-
-_HEAD_VALUES = 1 << 24
-"""The head runs on so many logits at a time (64 MiB in float32)."""
+from flr_bench.lm.trie_scoring import Normalisation, TrieScorer, continuations, log_sum, within
 
 _TINY = 1e-300
 """An assistant's mass is never less than this, so that its logarithm is finite."""
-
-Normalisation = Literal["vocabulary", "allowed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,17 +241,17 @@ def beam_search(
         pool = score_titles(model, prompts, thoughts, trie, titles, path_score=guide)
         return replace(pool, proven=np.ones(len(pool), dtype=bool))
     walk = _Walk(model, prompts, thoughts, trie, guide)
-    finished = _Finished(len(prompts), min(8 * width, trie.titles), walk)
+    finished = _Finished(trie, guide, len(prompts), min(8 * width, trie.titles))
     left_out = torch.zeros(len(prompts), dtype=torch.bool, device=trie.token.device)
     step: _Step | None = walk.start()
     while step is not None:
         children = walk.children(step)
-        finished.add(walk.rows, children)
+        finished.add(walk.rows, children.nodes, children.log_p)
         going = finished.promising(walk.rows, children)
         if going.nodes.shape[1] > width:
             left_out[walk.rows] |= (going.nodes >= 0).sum(1) > width
         step = walk.run(going.best(width))
-    return finished.pool(~left_out)
+    return finished.pool(~left_out, walk.expanded)
 
 
 @torch.inference_mode()
@@ -271,11 +266,17 @@ def exact_search(
     budget: int | None = 1024,
     beams: int = 10,
 ) -> Pool:
-    """The true top ``k`` of the whole catalog, by best-first expansion.
+    """The true top ``k`` of the whole catalog.
 
     The score of a node bounds that of every item below it.  Nodes are expanded best first, a few per
     example and step, until the ``k``-th best finished title is at least as good as every open node:
     then nothing outside the pool can be among the ``k`` best items (ties within rounding included).
+
+    A model that is sure of little opens nearly all nodes that way, and slowly.  So where a best-first
+    search has cost about what the whole trie costs (see :data:`BEST_FIRST_COST`), it gives up, and the
+    trie is scored in blocks (:class:`flr_bench.lm.trie_scoring.TrieScorer`), without what the titles
+    found so far exclude: the search never costs much more than twice the better of both ways.  On
+    catalogs of up to :data:`WHOLE_TRIE_NODES` nodes every answer is proven.
 
     Args:
         model: the model that encoded ``prompts``, in evaluation mode.
@@ -284,23 +285,59 @@ def exact_search(
         trie: the catalog, on the same device.
         k: number of items wanted, at least 1.
         path_score: plain, with a length penalty, or a mixture; default: the model's log-probability.
-        budget: nodes to expand per example at most; memory grows with its square.  Where it is
-            spent, the example is not ``proven`` and a beam search's titles join its pool.
-            ``None``: go on until all is proven.
+        budget: nodes to expand best first per example at most; memory grows with its square.  Where it
+            is spent and the trie is too large to be scored as a whole, the example is not ``proven``
+            and a beam search's titles join its pool.  ``None``: no limit.
         beams: of the beam search that helps out where the budget is spent; at least ``k`` are used.
 
     Returns:
         The pool of ``B`` examples, with ``proven`` per example.
     """
     guide = path_score or PathScore()
-    walk = _Walk(model, prompts, thoughts, trie, guide)
-    finished = _Finished(len(prompts), min(max(4 * k, 16), trie.titles), walk)
-    proven = torch.ones(len(prompts), dtype=torch.bool, device=trie.token.device)
+    inner = int(((trie.child_start[1:] - trie.child_start[:-1]) > 0).sum())
+    whole = inner <= WHOLE_TRIE_NODES
+    if whole:
+        budget = min(inner // BEST_FIRST_COST, BEST_FIRST_NODES, inner if budget is None else budget)
+    pool = _best_first(_Walk(model, prompts, thoughts, trie, guide), k, budget)
+    rows = np.flatnonzero(~pool.proven)
+    if len(rows) == 0:
+        return pool
+    index = torch.from_numpy(rows).to(prompts.lengths.device)
+    some, their_thoughts = prompts.rows(index), None if thoughts is None else thoughts[index]
+    # The length bound serves proofs; beams of one depth are compared by their probability.
+    guide = guide.rows(index)
+    helping = guide if whole else replace(guide, length_penalty=0.0)
+    known = pool.take(rows).merge(beam_search(model, some, their_thoughts, trie, k=k, beams=beams, path_score=helping))
+    if whole:
+        scorer = TrieScorer(model, some, their_thoughts, trie, guide.normalisation)
+        known = known.merge(_whole_trie(scorer, guide, k, known))
+    rest = np.flatnonzero(pool.proven)
+    both = Pool.concatenate([pool.take(rest), known])
+    return both.take(np.argsort(np.concatenate([rest, rows])))
+
+
+WHOLE_TRIE_NODES = 1 << 18
+"""Tries of so many nodes with children are scored as a whole where that is cheaper than best first."""
+
+BEST_FIRST_COST = 4
+"""A node expanded best first costs about as much as so many in a block of the whole trie [measured]."""
+
+BEST_FIRST_NODES = 512
+"""Most nodes per example that are expanded best first where the whole trie may be scored instead."""
+
+_EXACT_WIDTH = 16
+"""Nodes that a best-first search expands per example and step."""
+
+
+def _best_first(walk: _Walk, k: int, budget: int | None) -> Pool:
+    """Expand nodes best first, at most ``budget`` per example."""
+    finished = _Finished(walk.trie, walk.guide, len(walk.prompts), min(max(4 * k, 16), walk.trie.titles))
+    proven = torch.ones(len(walk.prompts), dtype=torch.bool, device=walk.trie.token.device)
     step: _Step | None = walk.start()
     frontier: _Nodes | None = None
     while step is not None:
         children = walk.children(step)
-        finished.add(walk.rows, children)
+        finished.add(walk.rows, children.nodes, children.log_p)
         frontier = children if frontier is None else frontier.join(children)
         frontier = finished.promising(walk.rows, frontier, rank=k)
         if budget is not None:
@@ -309,30 +346,35 @@ def exact_search(
             frontier.scores[spent] = -torch.inf
         chosen, frontier = frontier.split(_EXACT_WIDTH)
         step, frontier = walk.run_with(chosen, frontier)
-    pool = finished.pool(proven)
-    if bool(proven.all()):
-        return pool
-    return _with_beams(pool, partial(beam_search, model, trie=trie, k=k, beams=beams), prompts, thoughts, guide)
+    return finished.pool(proven, walk.expanded)
 
 
-_EXACT_WIDTH = 16
-"""Nodes that a best-first search expands per example and step."""
+def _whole_trie(scorer: TrieScorer, guide: PathScore, k: int, known: Pool) -> Pool:
+    """Score the trie in blocks, less the subtrees that hold no title of the best ``k`` of any example.
 
+    Args:
+        scorer: of ``B`` examples.
+        guide: their path score.
+        k: number of items wanted.
+        known: titles of theirs that were found already: they say what need not be looked at.
+    """
+    trie, batch = scorer.trie, len(known)
+    rows = torch.arange(batch, device=trie.token.device)
+    finished = _Finished(trie, guide, batch, min(max(4 * k, 16), trie.titles))
+    least = torch.full((batch,), -torch.inf, dtype=torch.float64, device=rows.device)
+    if known.scores.shape[1] >= k:
+        # Found in another order of computation: equal within rounding only.
+        least = torch.from_numpy(known.scores[:, k - 1]).to(rows.device)
+        least = least - scorer.rounding * (1 + least.abs())
 
-def _with_beams(
-    pool: Pool, search: Callable[..., Pool], prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore
-) -> Pool:
-    """Join a beam search's titles to the pools of the examples that are not proven."""
-    rows = np.flatnonzero(~pool.proven)
-    index = torch.from_numpy(rows).to(prompts.lengths.device)
-    some = None if thoughts is None else thoughts[index]
-    # The length bound serves proofs; beams of one depth are compared by their probability.
-    unbounded = replace(guide.rows(index), length_penalty=0.0)
-    found = search(prompts=prompts.rows(index), thoughts=some, path_score=unbounded)
-    joined = pool.take(rows).merge(found)
-    rest = np.flatnonzero(pool.proven)
-    both = Pool.concatenate([pool.take(rest), joined])
-    return both.take(np.argsort(np.concatenate([rest, rows])))
+    def excluded(nodes: Tensor) -> Tensor:
+        bar = torch.maximum(least, finished.bar(k))
+        return (guide.of_nodes(trie, rows[:, None], nodes, scorer.log_p[:, nodes]) < bar[:, None]).all(0)
+
+    for nodes in scorer.blocks(excluded):
+        finished.add(rows, nodes.expand(batch, -1), scorer.log_p[:, nodes].float())
+    expanded = torch.full_like(rows, scorer.expanded)
+    return finished.pool(torch.ones_like(rows, dtype=torch.bool), expanded)
 
 
 @torch.inference_mode()
@@ -359,7 +401,7 @@ def score_titles(
         A pool with exactly these titles (not ``proven``).
     """
     walk = _Walk(model, prompts, thoughts, trie, path_score or PathScore())
-    finished = _Finished(len(prompts), titles.shape[1], walk)
+    finished = _Finished(trie, walk.guide, len(prompts), titles.shape[1])
     nodes = torch.zeros_like(titles)
     log_p = torch.zeros(titles.shape, device=titles.device)
     begin = walk.start()
@@ -377,9 +419,8 @@ def score_titles(
         going = _Nodes(torch.where(inside, nodes, -1), parents, log_p, walk.scores(nodes, log_p))
         following = walk.append(going)
         hidden, parents = following.hidden, following.index
-    ends = _Nodes(nodes, parents, log_p, walk.scores(nodes, log_p))
-    finished.add(walk.rows, ends)
-    return finished.pool(torch.zeros(len(prompts), dtype=torch.bool))
+    finished.add(walk.rows, nodes, log_p)
+    return finished.pool(torch.zeros(len(prompts), dtype=torch.bool), walk.expanded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -476,15 +517,15 @@ class _Walk:
         counts = (trie.child_start[known + 1] - trie.child_start[known]) * (step.nodes >= 0)
         flat = counts.flatten()
         source = torch.arange(batch * count, device=flat.device).repeat_interleave(flat)
-        place = trie.child_start[known.flatten()[source]] + _within(flat, source)
+        place = trie.child_start[known.flatten()[source]] + within(flat, source)
         value = self.log_probabilities(step.hidden.flatten(0, 1), source, trie.child_token[place])
         if self.guide.normalisation == "allowed":
-            value = value - _log_sum(value, source, batch * count)[source]
+            value = value - log_sum(value, source, batch * count)[source]
         log_p = step.log_p.flatten()[source] + value
         nodes = trie.child_node[place]
         row = torch.div(source, count, rounding_mode="floor")
         per_row = counts.sum(1)
-        column = _within(per_row, row)
+        column = within(per_row, row)
         shape = (batch, int(per_row.max()) if batch else 0)
         scores = self.guide.of_nodes(trie, self.rows[row], nodes, log_p)
 
@@ -497,34 +538,17 @@ class _Walk:
         return _Nodes(dense(nodes, -1), parents, dense(log_p, 0.0), dense(scores, -torch.inf))
 
     def log_probabilities(self, hidden: Tensor, source: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probability of each token after the hidden state (row of ``[n, d]``) it comes from; sources ascend.
-
-        Raises:
-            FlrBenchError: the probabilities are not numbers.
-        """
-        used, position = torch.unique_consecutive(source, return_inverse=True)
-        vocabulary = int(self.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
-        chunk = max(1, _HEAD_VALUES // vocabulary)
-        parts, low = [], 0
-        for piece in used.split(chunk):
-            high = int(torch.searchsorted(position, low + len(piece))) if len(used) > chunk else len(source)
-            first = int(torch.searchsorted(position, low)) if low else 0
-            table = token_log_probabilities(self.model, hidden[piece])
-            parts.append(table[position[first:high] - low, tokens[first:high]])
-            low += len(piece)
-        values = torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
-        if bool(values.isnan().any()):
-            raise FlrBenchError("the backbone gives probabilities that are not numbers; its weights are damaged")
-        return values.clamp_max(0.0)
+        """As :func:`flr_bench.lm.trie_scoring.continuations`."""
+        return continuations(self.model, hidden, source, tokens)
 
     def allowed_mass(self, hidden: Tensor, nodes: Tensor) -> Tensor:
         """Logarithm of the probability of the tokens that continue each node, ``[b, N]`` (0 for leaves)."""
         flat = nodes.flatten()
         counts = self.trie.child_start[flat + 1] - self.trie.child_start[flat]
         source = torch.arange(len(flat), device=flat.device).repeat_interleave(counts)
-        place = self.trie.child_start[flat[source]] + _within(counts, source)
+        place = self.trie.child_start[flat[source]] + within(counts, source)
         value = self.log_probabilities(hidden.flatten(0, 1), source, self.trie.child_token[place])
-        return _log_sum(value, source, len(flat)).view_as(nodes).masked_fill((counts == 0).view_as(nodes), 0.0)
+        return log_sum(value, source, len(flat)).view_as(nodes).masked_fill((counts == 0).view_as(nodes), 0.0)
 
     def child(self, nodes: Tensor, tokens: Tensor) -> Tensor:
         """The child of each node by a token that leads to one (anything for tokens that do not)."""
@@ -570,22 +594,21 @@ class _Walk:
 class _Finished:
     """The best finished titles of each example so far, sorted."""
 
-    def __init__(self, batch: int, size: int, walk: _Walk) -> None:
-        device = walk.rows.device
-        self._walk = walk
+    def __init__(self, trie: ItemTrie, guide: PathScore, batch: int, size: int) -> None:
+        device = trie.token.device
+        self._trie, self._guide = trie, guide
         self._titles = torch.full((batch, size), -1, dtype=torch.int64, device=device)
         self._log_p = torch.full((batch, size), -torch.inf, device=device)
         self._scores = torch.full((batch, size), -torch.inf, dtype=torch.float64, device=device)
 
-    def add(self, rows: Tensor, nodes: _Nodes) -> None:
-        """Take the titles that end at the nodes (``[b, C]``, of examples ``rows``)."""
-        walk = self._walk
-        titles = torch.where(nodes.nodes >= 0, walk.trie.terminal[nodes.nodes.clamp_min(0)], -1)
+    def add(self, rows: Tensor, nodes: Tensor, log_p: Tensor) -> None:
+        """Take the titles that end at the nodes (``[b, C]``, -1 for none, of examples ``rows``)."""
+        titles = torch.where(nodes >= 0, self._trie.terminal[nodes.clamp_min(0)], -1)
         columns = torch.nonzero((titles >= 0).any(0)).squeeze(1)
         if len(columns) == 0:
             return
-        titles, log_p = titles[:, columns], nodes.log_p[:, columns]
-        scores = walk.guide.of_titles(walk.trie, rows[:, None], titles.clamp_min(0), log_p)
+        titles, log_p = titles[:, columns], log_p[:, columns]
+        scores = self._guide.of_titles(self._trie, rows[:, None], titles.clamp_min(0), log_p)
         scores = torch.where(titles >= 0, scores, -torch.inf)
         scores, order = torch.cat([self._scores[rows], scores], 1).topk(self._scores.shape[1], dim=1)
         self._scores[rows] = scores
@@ -597,19 +620,21 @@ class _Finished:
 
         A node as good as it is kept, rounding of cumulative sums included, so that ties are all found.
         """
-        place = min(rank, self._scores.shape[1]) - 1
-        worst = self._scores[rows, place][:, None]
-        trie = self._walk.trie
+        trie = self._trie
         known = nodes.nodes.clamp_min(0)
         inner = (nodes.nodes >= 0) & (trie.child_start[known + 1] > trie.child_start[known])
-        near = worst - 1e-9 * (1 + worst.abs())
-        wanted = inner & (nodes.scores >= near) & (nodes.scores > -torch.inf)
+        wanted = inner & (nodes.scores >= self.bar(rank)[rows][:, None]) & (nodes.scores > -torch.inf)
         return replace(nodes, scores=torch.where(wanted, nodes.scores, -torch.inf))
 
-    def pool(self, proven: Tensor) -> Pool:
-        """What was found."""
+    def bar(self, rank: int = 0) -> Tensor:
+        """What a node's score must reach to matter, ``[batch]``: see :meth:`promising`."""
+        worst = self._scores[:, min(rank, self._scores.shape[1]) - 1]
+        return worst - 1e-9 * (1 + worst.abs())
+
+    def pool(self, proven: Tensor, expanded: Tensor) -> Pool:
+        """What was found; ``[batch]`` flags and counts as the pool has them."""
         found = self._titles >= 0
-        lengths = torch.where(found, self._walk.trie.title_length[self._titles.clamp_min(0)], 0)
+        lengths = torch.where(found, self._trie.title_length[self._titles.clamp_min(0)], 0)
         width = int(found.sum(1).max())
         return Pool(
             titles=self._titles[:, :width].to(torch.int32).cpu().numpy(),
@@ -617,18 +642,5 @@ class _Finished:
             lengths=lengths[:, :width].to(torch.int32).cpu().numpy(),
             scores=self._scores[:, :width].cpu().numpy(),
             proven=proven.cpu().numpy(),
-            expanded=self._walk.expanded.cpu().numpy(),
+            expanded=expanded.cpu().numpy(),
         )
-
-
-def _within(counts: Tensor, group: Tensor) -> Tensor:
-    """Number of each element within its group; groups ascend and have ``counts`` elements."""
-    first = counts.cumsum(0) - counts
-    return torch.arange(len(group), device=group.device) - first[group]
-
-
-def _log_sum(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Log-sum-exp of the values of each group, ``[groups]``."""
-    top = values.new_full((groups,), -torch.inf).scatter_reduce(0, group, values, "amax")
-    total = values.new_zeros(groups).index_add(0, group, (values - top[group]).exp())
-    return top + total.log()

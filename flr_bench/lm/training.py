@@ -251,6 +251,14 @@ class Stage(ABC):
         """The generators that updates draw from, besides torch's own."""
         return {}
 
+    def state(self) -> Mapping[str, Any]:
+        """What else updates have changed, as JSON values, for a checkpoint."""
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier :meth:`state`."""
+        del state
+
     def begin(self, log: TrainingLog) -> None:
         """Before the first update; not repeated by a fit that is resumed."""
         del log
@@ -377,6 +385,7 @@ class _Training:
             "log": asdict(self._log),
             "updater": updater.record,
             "best": best.record,
+            "stage": dict(self._stage.state()),
         }
         tensors = {f"updater.{name}": tensor for name, tensor in updater.tensors.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.tensors.items()}
@@ -407,6 +416,7 @@ class _Training:
         for name, generator in self._stage.generators.items():
             generator.set_state(parts["random"][name])
         _set_global_states(parts["global"])
+        self._stage.resume(record["stage"])
         return True
 
 

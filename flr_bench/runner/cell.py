@@ -277,7 +277,7 @@ class RankCell(Cell):
     @property
     def cost_key(self) -> tuple[str, ...]:
         """See :attr:`Cell.cost_key`."""
-        decoding = str(self.params.get("decoding", ""))
+        decoding = " ".join(str(self.params[name]) for name in ("decoding", "search", "beams") if name in self.params)
         return (self.kind, self.fit.method, decoding, self.fit.machine.cost_key, str(self.test_examples))
 
     def record(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@
     <root>/failures/<hash>.json              the last failure of a cell that is not there
     <root>/suites/<name@n>-<profile>.json    rows of a suite and the cells behind them
     <root>/checkpoints/<hash>/               where an interrupted fit goes on; removed once its cell is there
+    <root>/searches/<name@n>-<profile>.json  rows of the last ``flr-bench inspect search`` on a suite
     <root>/tables/<name@n>-<profile>.json    what the tables were last written from
     <root>/tmp/                              cells being computed; removed when the next run starts
 """
@@ -144,7 +145,7 @@ class Store:
             FlrBenchError: the folder cannot be written.
         """
         ensure_writable(self.root, "runs", "--runs")
-        for name in ("cells", "failures", "suites", "tables", "tmp"):
+        for name in ("cells", "failures", "searches", "suites", "tables", "tmp"):
             (self.root / name).mkdir(exist_ok=True)
         if not (self.root / "store.json").exists():
             write_json(self.root / "store.json", {"format": FORMAT})
@@ -217,6 +218,10 @@ class Store:
     def suite_path(self, version: str, profile: str) -> Path:
         """Where the record of a suite lies, or will; every version has its own."""
         return self.root / "suites" / f"{version}-{profile}.json"
+
+    def search_path(self, version: str, profile: str) -> Path:
+        """Where the record of a suite's last ``flr-bench inspect search`` lies, or will."""
+        return self.root / "searches" / f"{version}-{profile}.json"
 
     def seconds_by_cost(self) -> dict[tuple[str, ...], list[float]]:
         """Seconds that past cells took, by :attr:`Cell.cost_key`."""

@@ -179,6 +179,7 @@ class Workshop:
             progress=report,
             scratch=_made(folder / "scratch"),
             checkpoints=self.store.checkpoints(cell.hash),
+            cache=self.settings.cache,
         )
         with measured(cell.machine) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
@@ -201,6 +202,7 @@ class Workshop:
             progress=report,
             scratch=_made(folder / "scratch"),
             checkpoints=self.store.checkpoints(cell.hash),
+            cache=self.settings.cache,
             devices=cell.machine.devices,
         )
         with measured(cell.machine) as cost:
@@ -230,6 +232,7 @@ class Workshop:
             split=split,
             validate=Validation(split, VALID_METRIC, fit.examples.seen_items),
             progress=report,
+            cache=self.settings.cache,
             devices=fit.machine.devices,
         )
 
@@ -552,6 +555,7 @@ def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
         "example": pa.array(examples.ids),
         "items": pa.array(list(ranking.items), type=pa.list_(pa.int32())),
         "scores": pa.array(list(ranking.scores), type=pa.list_(pa.float32())),
+        **{name: pa.array(values) for name, values in ranking.per_example.items()},
     }
     pq.write_table(pa.table(columns), path)
 

@@ -49,12 +49,7 @@ recommenders:
     decodings: [plain, length_normalised]
     rank: {keep_thoughts: true}
     params: {factors: 3}
-  - name: flr
-    label: not_kept
-    stages: [untuned]
-    decodings: [plain]
-    rank: {keep_thoughts: false}
-    params: {factors: 3}
+  - {name: flr, label: not_kept, stages: [untuned], decodings: [plain], params: {factors: 3}}
 profiles:
   cpu:
     workers: 1
@@ -152,8 +147,9 @@ def test_tables_and_rankings_do_not_mind(session: tuple[Session, Folders]) -> No
     done, folders = session
     assert done.outcome.complete
     found = {row.label: done.store.folder(next(iter(row.cells.values())).hash) for row in done.plan.rows}
-    labels = ("flr · untuned · plain", "not_kept")
-    with_, without = (pd.read_parquet(found[label] / "ranking.parquet") for label in labels)
+    with_, without = (
+        pd.read_parquet(found[label] / "ranking.parquet") for label in ("flr · untuned · plain", "not_kept")
+    )
     pd.testing.assert_frame_equal(with_, without)
     written = write_tables(done.store.root, folders.results, None, None)
     assert any(path.name == "main.md" for path in written)
