@@ -187,6 +187,22 @@ class MemoryGuard:
         torch.cuda.empty_cache()  # does nothing without CUDA
 
 
+class WholePasses(MemoryGuard):
+    """Splits nothing: a process of a sharded model that ran a pass twice would leave the others waiting."""
+
+    def each(
+        self,
+        works: Iterable[W],
+        run: Callable[[W], T],
+        passes: Passes[W],
+        *,
+        start_over: Callable[[], None] | None = None,
+    ) -> list[T]:
+        """Run every piece of work once, as it is; see :meth:`MemoryGuard.each`."""
+        del passes, start_over
+        return [run(work) for work in works]
+
+
 def _attempt(run: Callable[[W], T], work: W, results: list[T]) -> bool:
     """Run one piece and keep its result; false where memory ran out, and nothing of the failure is held on to."""
     try:
