@@ -81,6 +81,9 @@ ProfileName = Annotated[str, typer.Option("--profile", help="How large: a profil
 Seeds = Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or the seeds themselves: 0,1,2.")]
 Only = Annotated[str | None, typer.Option("--only", help="Methods or labels to run, separated by commas.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cells side by side; 1 runs in this process.")]
+Devices = Annotated[
+    int | None, typer.Option("--devices", min=1, help="Devices (on cpu: processes) that compute one cell together.")
+]
 RunMode = Literal["missing", "always", "only-cached", "strict"]
 ModeOption = Annotated[
     RunMode,
@@ -118,6 +121,7 @@ def run(
     seeds: Seeds = None,
     only: Only = None,
     workers: Workers = None,
+    devices: Devices = None,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -140,7 +144,7 @@ def run(
         say=_say,
     )
     try:
-        session = run_session(Request(suite, profile, seeds, only), folders, mode, workers, frontend)
+        session = run_session(Request(suite, profile, seeds, only, devices), folders, mode, workers, frontend)
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -157,6 +161,7 @@ def ablate(
     seeds: Seeds = None,
     only: Only = None,
     workers: Workers = None,
+    devices: Devices = None,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -167,7 +172,7 @@ def ablate(
     track: Track = True,
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
-    run(suite, profile, seeds, only, workers, mode, runs, cache, mlruns, results, quiet, as_json, track)
+    run(suite, profile, seeds, only, workers, devices, mode, runs, cache, mlruns, results, quiet, as_json, track)
 
 
 @inspect_app.command("search")
@@ -311,6 +316,7 @@ def plan(
     seeds: Seeds = None,
     only: Only = None,
     workers: Workers = None,
+    devices: Devices = None,
     runs: Runs = RUNS,
     cache: Cache = CACHE,
     as_json: AsJson = False,
@@ -321,7 +327,7 @@ def plan(
     from flr_bench.runner.store import Store
 
     store = Store(runs)
-    planned = Request(suite, profile, seeds, only).plan(cache)
+    planned = Request(suite, profile, seeds, only, devices).plan(cache)
     count = workers or planned.profile.workers
     typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
 

@@ -282,6 +282,8 @@ class FitContext:
             keeps nothing.
         cache: a folder for what can be made again from the data at any time; ``None``: keep nothing.
             What lies there changes no result.
+        devices: how many processes, each with a device of its own, compute this fit together, all with the
+            same arguments; 1 unless the method has :attr:`Recommender.devices_supported`.
     """
 
     seed: int
@@ -295,6 +297,7 @@ class FitContext:
     scratch: Path
     checkpoints: Path | None = None
     cache: Path | None = None
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,7 @@ class RankContext:
         validate: ranks the valid examples with the given function and returns NDCG@10.
         progress: where to report progress.
         cache: as in :class:`FitContext`.
+        devices: as in :class:`FitContext`; every process returns the whole ranking.
     """
 
     seed: int
@@ -319,6 +323,7 @@ class RankContext:
     validate: Callable[[RankFn], float]
     progress: ProgressFn
     cache: Path | None = None
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -411,6 +416,7 @@ class Recommender(ABC):
         revision: bumped whenever its results change; part of every cell's hash.
         stages: names of its stages in order; the last is what a plain row of a suite runs.
         stochastic: whether the seed matters; methods without randomness run once.
+        devices_supported: whether several processes can fit and rank together (``context.devices``).
         FitParams, RankParams: frozen parameter models.
     """
 
@@ -419,6 +425,7 @@ class Recommender(ABC):
     revision: ClassVar[int]
     stages: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = True
+    devices_supported: ClassVar[bool] = False
     FitParams: ClassVar[type[Params]]
     RankParams: ClassVar[type[Params]] = Params
 
@@ -436,6 +443,11 @@ class Recommender(ABC):
     def requires(cls, params: Any, stage: str) -> Mapping[str, CellSpec]:  # noqa: ARG003
         """The cells that fitting ``stage`` builds on, by role."""
         return {}
+
+    @classmethod
+    def least_devices(cls, params: Any) -> int:  # noqa: ARG003
+        """On how many devices a fit with ``params`` can run at least."""
+        return 1
 
     @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:  # noqa: ARG003

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flr_bench.errors import DamagedFileError
+from flr_bench.lm.parallel import ALONE, Group
 
 FORMAT = 1
 #: Seconds between checkpoints within an epoch; the work lost by an interruption.
@@ -55,13 +56,16 @@ class Checkpoints:
         folder: of this fit alone; made when the first checkpoint is written.
         fit: all that the fit depends on, as JSON values; a checkpoint of another fit is not used.
         seconds: between checkpoints within an epoch; ``None`` for :data:`CHECKPOINT_SECONDS`, 0 after every update.
+        group: the processes that compute the fit together; the first writes, all read.
 
     Attributes:
         resumed_after: updates that lay behind the fit when it went on; ``None`` if it started anew.
         earlier_seconds: what those updates took, as far as they are in the checkpoint.
     """
 
-    def __init__(self, folder: Path, fit: Mapping[str, Any], *, seconds: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, fit: Mapping[str, Any], *, seconds: float | None = None, group: Group = ALONE
+    ) -> None:
         """Start the clock of this fit; nothing is read or written yet."""
         self.folder = folder
         self.seconds = CHECKPOINT_SECONDS if seconds is None else seconds
@@ -71,6 +75,12 @@ class Checkpoints:
         self._begin = self._last = time.perf_counter()
         self._writing = 0.0  # seconds that the last checkpoint took
         self._complained = False
+        self._group = group
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self._group.rank == 0
 
     def describe(self, **further: Any) -> None:
         """Add to what the fit depends on; before anything is read or written."""
@@ -79,6 +89,8 @@ class Checkpoints:
     @property
     def due(self) -> bool:
         """Whether it is time for a checkpoint within an epoch."""
+        if not self.writes:
+            return False
         if not self.seconds:
             return True
         return time.perf_counter() - self._last >= max(self.seconds, WORK_PER_WRITING * self._writing)
@@ -126,8 +138,17 @@ class Checkpoints:
     def read(self) -> Snapshot | None:
         """The state to go on from; ``None`` where there is none, or none that can be used, which is told.
 
-        What cannot be used is removed.
+        What cannot be used is removed.  Processes of a group go on from the same checkpoint, or all start anew.
         """
+        found = self._read()
+        after = self._group.gather(None if found is None else self.resumed_after)
+        if found is not None and any(other != self.resumed_after for other in after):
+            _log.warning("not every process could read the checkpoint in %s; the fit starts anew", self.folder)
+            self.resumed_after, self.earlier_seconds = None, 0.0
+            return None
+        return found
+
+    def _read(self) -> Snapshot | None:
         folders = self._numbered()
         if not folders:
             self.clear()
@@ -146,6 +167,8 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all checkpoints of this fit."""
+        if not self.writes:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _numbered(self) -> list[Path]:

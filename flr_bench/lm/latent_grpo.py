@@ -17,9 +17,9 @@ easier.  An effect of this stage therefore means little without the rows ``basel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from flr_bench.lm.branching import EncodedPrompts
 from flr_bench.lm.checkpoint import Checkpoints
 from flr_bench.lm.memory import Passes, row_passes
 from flr_bench.lm.model import AtWeights, LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
 from flr_bench.lm.reasoner import Thought, module_generator
 from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, train
@@ -197,6 +198,7 @@ class GrpoJob:
         rank_reward: computes the reward ``reciprocal_rank``; needed for that one only.
         fused_optimizer: as in :class:`~flr_bench.lm.params.SftParams`.
         checkpoints: where the fit is kept against interruption.
+        group: the processes that train together; every batch is divided over them.
     """
 
     params: LatentGrpoParams
@@ -211,6 +213,7 @@ class GrpoJob:
     rank_reward: RankReward | None = None
     fused_optimizer: bool = False
     checkpoints: Checkpoints | None = None
+    group: Group = ALONE
 
 
 @dataclass(eq=False)
@@ -265,16 +268,17 @@ class LatentGrpo(Stage):
         self.model = model
         self.job = job
         self.params = job.params
+        self.group = job.group
         self.clip = Clip(job.params.clip_low, job.params.clip_high)
         self.noise = module_generator(job.seed, "grpo.noise")
         self.shuffle = module_generator(job.seed, "grpo.shuffle")
         self.scores = job.params.estimator == "gaussian_score"
         self._embedding_rms = model.embedding_rms
-        parts, updates = job.params.validations, -(-len(job.data) // job.params.batch_size)
-        self._stops = {round(updates * part / parts) for part in range(1, parts + 1)}
         # Graphs of all passes are held until the advantages are known, unless memory has run out over it.
         self._holds_graphs = not self.scores
         self._valid: AtWeights[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = AtWeights(model.reasoner)
+        parts, updates = job.params.validations, -(-len(job.data) // job.params.batch_size)
+        self._stops = {round(updates * part / parts) for part in range(1, parts + 1)}
 
     def train(self) -> TrainingLog:
         """Train; leaves the best epoch's weights.
@@ -298,6 +302,7 @@ class LatentGrpo(Stage):
             total=total,
             max_norm=params.max_gradient_norm,
             fused=self.job.fused_optimizer,
+            group=self.group,
         )
         return train(self, course, updater)
 
@@ -316,6 +321,15 @@ class LatentGrpo(Stage):
     def generators(self) -> Mapping[str, torch.Generator]:
         """Those of the noise and of shuffled signs."""
         return {"noise": self.noise, "shuffle": self.shuffle}
+
+    def state(self) -> Mapping[str, Any]:
+        """What did not fit into memory."""
+        return {"memory": self.model.memory.state(), "holds_graphs": self._holds_graphs}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier :meth:`state`."""
+        self.model.memory.resume(state["memory"])
+        self._holds_graphs = bool(state["holds_graphs"])
 
     def begin(self, log: TrainingLog) -> None:
         """Note the validation figures before training."""
@@ -368,24 +382,27 @@ class LatentGrpo(Stage):
             nll[rows] = -log_p[:, 0].double().sum(-1).cpu().numpy()
             reward[rows] = rewards[:, 0].cpu().numpy()
 
-        groups = length_groups(data.lengths, self.job.micro_batch_tokens)
+        groups = length_groups(data.lengths, self.job.micro_batch_tokens, self.group)
         self.model.memory.each(groups, run, row_passes("validation", "micro_batch_tokens", data.lengths))
-        return nll, reward
+        return self.group.sum_array(nll), self.group.sum_array(reward)
 
     def update(self, updater: Updater, rows: npt.NDArray[np.int64]) -> dict[str, float]:
-        """All inner iterations on one batch of prompts; returns the figures of the first."""
+        """All inner iterations on one batch of prompts; returns the figures of the first.
+
+        Each process runs its share of the prompts; noise, rewards, advantages and figures are the whole batch's.
+        """
         passes = self._encode(rows)
         sigma, figures = self._sample(passes, len(rows))
         rewards = torch.zeros(len(rows), self.params.group_size, dtype=torch.float64, device=self.model.device)
         passes, log_ps = self._score(passes, rewards)
-        advantage = self._advantages(rewards)
+        advantage = self._advantages(self.group.sum_(rewards))
         figures |= self._reward_figures(rewards, advantage)
         for iteration in range(self.params.inner_iterations):
             updater.zero()
             passes, penalties = self._backward(updater, passes, log_ps, advantage, sigma)
             norm = updater.step()
             if iteration == 0:
-                figures |= penalties | {"gradient_norm": norm}
+                figures |= self.group.sum_figures(penalties) | {"gradient_norm": norm}
         return figures
 
     def _encode(self, rows: npt.NDArray[np.int64]) -> list[_Pass]:
@@ -400,7 +417,7 @@ class LatentGrpo(Stage):
             return _Pass(places, batch, prompts, thought, mean, mean.detach(), none, none)
 
         lengths = self.job.data.lengths[rows]
-        groups = length_groups(lengths, self.job.micro_batch_tokens)
+        groups = length_groups(lengths, self.job.micro_batch_tokens, self.group)
         return self.model.memory.each(groups, run, row_passes("training", "micro_batch_tokens", lengths))
 
     def _score(self, passes: list[_Pass], rewards: Tensor) -> tuple[list[_Pass], dict[_Pass, Tensor]]:
@@ -436,27 +453,36 @@ class LatentGrpo(Stage):
 
     def _sample(self, passes: list[_Pass], prompts: int) -> tuple[Tensor, dict[str, float]]:
         """Draw the noise of the whole batch, in the order of its prompts whatever the passes."""
-        square = sum(part.old_mean.double().square().sum() for part in passes)
-        rms = (square / sum(part.old_mean.numel() for part in passes)).sqrt().float()  # type: ignore[union-attr]
+        rms = self._rms(part.old_mean for part in passes).float()
         scale = self.params.noise_absolute
         sigma = rms * self.params.noise_scale if scale is None else torch.full_like(rms, scale)
-        shape = (prompts, self.params.group_size, *passes[0].mean.shape[1:])
-        unit = torch.randn(shape, generator=self.noise)
+        # A process without a prompt in a small batch draws like the others: its next batch needs the same state.
+        shapes = self.group.gather(tuple(passes[0].mean.shape[1:]) if passes else None)
+        latent = next(shape for shape in shapes if shape is not None)
+        unit = torch.randn((prompts, self.params.group_size, *latent), generator=self.noise)
         unit[:, 0] = 0
         for part in passes:
             part.noise = (unit[part.places.cpu()].to(rms.device) * sigma).to(part.mean.dtype)
-        thoughts = torch.cat([part.thought.tokens.detach().double().flatten() for part in passes])
+        thought = float(self._rms(part.thought.tokens for part in passes))
         added = float(sigma) if self.params.noise_on == "thought" else self._added_to_thought(passes)
         return sigma, {
-            "noise_over_thought": added / max(float(thoughts.square().mean().sqrt()), EPSILON),
+            "noise_over_thought": added / max(thought, EPSILON),
             "noise_over_embeddings": added / max(self._embedding_rms, EPSILON),
         }
 
     @torch.no_grad()
     def _added_to_thought(self, passes: list[_Pass]) -> float:
         """Root mean square of what noise on the factors adds to the thought, over the noisy members."""
-        moved = [self._members(part)[:, 1:] - part.thought.tokens[:, None] for part in passes]
-        return float(torch.cat([move.double().flatten() for move in moved]).square().mean().sqrt())
+        return float(self._rms(self._members(part)[:, 1:] - part.thought.tokens[:, None] for part in passes))
+
+    @torch.no_grad()
+    def _rms(self, parts: Iterable[Tensor]) -> Tensor:
+        """Root mean square of the entries of all processes' tensors, float64 on the model's device."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
+        for part in parts:
+            total += torch.stack([part.double().square().sum(), total.new_tensor(part.numel())])
+        square, count = self.group.sum_(total)
+        return cast(Tensor, (square / count).sqrt())
 
     def _members(self, part: _Pass) -> Tensor:
         """Thought tokens of the group, ``[b, G, T, d]``; the gradient flows unless scores are used."""

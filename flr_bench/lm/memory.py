@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -99,6 +99,17 @@ class MemoryGuard:
         self._failed: dict[tuple[str, str], int] = {}
         self._told: set[str] = set()
 
+    def state(self) -> dict[str, Any]:
+        """What has failed, as JSON values for a checkpoint: the same pieces of work are split after it."""
+        failed = [[what, lower, size] for (what, lower), size in self._failed.items()]
+        return {"batches_split": self.batches_split, "failed": failed}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier :meth:`state`."""
+        self.batches_split = int(state["batches_split"])
+        self._failed = {(what, lower): size for what, lower, size in state["failed"]}
+        self._told = {lower for _, lower in self._failed}
+
     def each(
         self,
         works: Iterable[W],
@@ -174,6 +185,22 @@ class MemoryGuard:
             self._release()
         gc.collect()
         torch.cuda.empty_cache()  # does nothing without CUDA
+
+
+class WholePasses(MemoryGuard):
+    """Splits nothing: a process of a sharded model that ran a pass twice would leave the others waiting."""
+
+    def each(
+        self,
+        works: Iterable[W],
+        run: Callable[[W], T],
+        passes: Passes[W],
+        *,
+        start_over: Callable[[], None] | None = None,
+    ) -> list[T]:
+        """Run every piece of work once, as it is; see :meth:`MemoryGuard.each`."""
+        del passes, start_over
+        return [run(work) for work in works]
 
 
 def _attempt(run: Callable[[W], T], work: W, results: list[T]) -> bool:

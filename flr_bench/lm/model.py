@@ -17,6 +17,7 @@ from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_b
 from flr_bench.lm.cross_entropy import frozen_head_log_probabilities
 from flr_bench.lm.encodings import PromptEncodings
 from flr_bench.lm.memory import MemoryGuard, row_passes
+from flr_bench.lm.parallel import ALONE, Group, is_sharded
 from flr_bench.lm.reasoner import Reasoner, Thought
 
 Ints = npt.NDArray[np.int64]
@@ -120,23 +121,25 @@ def pad_rows(
     return matrix, mask
 
 
-def length_groups(lengths: Ints, max_tokens: int) -> list[Ints]:
+def length_groups(lengths: Ints, max_tokens: int, group: Group = ALONE, *, aligned: bool = False) -> list[Ints]:
     """Split rows into groups of similar length.
 
     Args:
         lengths: ``[n]`` tokens of each row.
         max_tokens: a group's size times its longest row stays within this, unless the row alone exceeds it.
+        group: processes over which the rows of each group are dealt out; only this one's are returned.
+        aligned: return as many groups on every process, empty ones too.
 
     Returns:
-        Indices into ``lengths``, longest rows first, each index once; deterministic.
+        Indices into ``lengths``, longest rows first, over all processes each index once; deterministic.
     """
     order = np.argsort(-lengths, kind="stable")
     groups, start = [], 0
     while start < len(order):
-        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
-        groups.append(order[start : start + size])
+        size = group.size * max(1, max_tokens // max(1, int(lengths[order[start]])))
+        groups.append(group.share(order[start : start + size]))
         start += size
-    return groups
+    return [own for own in groups if aligned or len(own)]
 
 
 class LatentModel(nn.Module):
@@ -184,6 +187,16 @@ class LatentModel(nn.Module):
         """Root mean square of the token embeddings' entries: what size of input the backbone is used to."""
         weight = cast(Any, self.language_model).get_input_embeddings().weight
         return float(weight.detach().float().square().mean().sqrt())
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the language model's layers are spread over several processes."""
+        return any(map(is_sharded, self.language_model.parameters()))
+
+    def without_gradients(self) -> AbstractContextManager[object]:
+        """The context of passes that nobody trains on."""
+        # Layers that are put together in inference mode could not be trained afterwards.
+        return torch.no_grad() if self.sharded else torch.inference_mode()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
@@ -264,22 +277,27 @@ class LatentModel(nn.Module):
         return -log_p[:, 0], thought
 
 
-def validation_nll(model: LatentModel, data: TargetExamples, max_tokens: int) -> npt.NDArray[np.float64]:
-    """Each example's total negative log-likelihood of its target in nats, without penalties, ``[n]``."""
+def validation_nll(
+    model: LatentModel, data: TargetExamples, max_tokens: int, group: Group = ALONE
+) -> npt.NDArray[np.float64]:
+    """Each example's total negative log-likelihood of its target in nats, without penalties, ``[n]``.
+
+    Each process of ``group`` computes its share; all get all values.
+    """
     values = np.zeros(len(data))
     training = model.training
     model.eval()
 
     def run(rows: Ints) -> None:
-        batch = data.batch(rows, model.device)
-        nll, _ = model.target_nll(batch)
-        values[rows] = nll.double().sum(-1).cpu().numpy()
+        # An empty pass keeps step with the other processes' on any row.
+        nll, _ = model.target_nll(data.batch(rows if len(rows) else np.arange(1), model.device))
+        values[rows] = nll.double().sum(-1).cpu().numpy()[: len(rows)]
 
-    with torch.inference_mode():
-        groups = length_groups(data.lengths, max_tokens)
+    with model.without_gradients():
+        groups = length_groups(data.lengths, max_tokens, group, aligned=model.sharded)
         model.memory.each(groups, run, row_passes("validation", "micro_batch_tokens", data.lengths))
     model.train(training)
-    return values
+    return group.sum_array(values)
 
 
 class AtWeights(Generic[T]):

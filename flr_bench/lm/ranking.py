@@ -76,7 +76,10 @@ class LanguageModelRankParams(Params):
         description="beams; at least k are used. Publications have 10 [C], which misses items of the true top 10",
     )
     exact_budget: int | None = Field(
-        default=2048, ge=1, description="nodes that an exact search expands per example at most; null: no limit"
+        default=2048,
+        ge=1,
+        description="nodes that an exact search expands best first per example at most, before it scores the "
+        "whole trie, or, where that is too large, gives up its proof; null: no limit of its own",
     )
     alpha: float | None = Field(
         default=None, ge=0, le=1, description="weight of the language model in d3; null: chosen on valid by NDCG@10"
@@ -382,6 +385,7 @@ class _Search:
         import torch
 
         from flr_bench.lm.memory import row_passes
+        from flr_bench.lm.parallel import Group
         from flr_bench.lm.search import Pool
 
         model, size = self.ranker.model, self._batch_size()
@@ -389,7 +393,9 @@ class _Search:
             of_others = self.params.thought_control == "other_user"
             read = self.context.split.train if of_others else self.examples
             self._keeper = TraceKeeper(len(self.examples), int(read.history_lengths.max(initial=0)))
-        order = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
+        group = Group.of(self.context.devices)
+        longest_first = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
+        order = group.share(longest_first)
         steps, done = -(-len(order) // size), 0
 
         def run(rows: npt.NDArray[np.int64]) -> Pool:
@@ -406,9 +412,13 @@ class _Search:
         model.eval()
         with torch.inference_mode(), model.autocast():
             pools = model.memory.each(batches, run, row_passes("ranking", "rank_batch", self.data.lengths))
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(len(order))
-        return Pool.concatenate(pools).take(inverse)
+        shares = group.gather((order, pools, self._keeper))
+        inverse = np.empty_like(longest_first)
+        inverse[np.concatenate([rows for rows, _, _ in shares])] = np.arange(len(inverse))
+        for rows, _, theirs in shares:
+            if self._keeper is not None and theirs is not None:
+                self._keeper.absorb(rows, theirs)
+        return Pool.concatenate([pool for _, found, _ in shares for pool in found]).take(inverse)
 
     def _kept(self) -> Traces | None:
         return None if self._keeper is None else self._keeper.traces()

@@ -93,6 +93,21 @@ class LanguageModelParams(SftParams):
         description="mebibytes of encoded prompts to keep at most; prompts beyond are encoded anew each time",
     )
 
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="on several devices, where the supervised stage keeps the backbone: whole on each, or its layers "
+        "spread over them (fsdp), for one that does not fit with its gradients and the optimiser; no checkpoints then",
+    )
+
+    @model_validator(mode="after")
+    def _shards_all_weights(self) -> Self:
+        layers = self.activation_checkpointing or self.compile or self.fused_optimizer
+        if self.sharding == "fsdp" and (self.tune != "full" or layers):
+            raise ValueError(
+                "sharding: fsdp is for tune: full, without activation_checkpointing, compile or fused_optimizer"
+            )
+        return self
+
     @model_validator(mode="after")
     def _limit_needs_cache(self) -> Self:
         if self.encoding_cache == "off" and self.encoding_cache_mib != 1024:
@@ -138,6 +153,7 @@ class LanguageModelRecommender(Recommender):
 
     family: ClassVar[str] = "llm"
     stages: ClassVar[tuple[str, ...]] = ("untuned", "sft", "rl")
+    devices_supported: ClassVar[bool] = True
     FitParams: ClassVar[type[Params]] = LatentParams
     RankParams: ClassVar[type[Params]] = LanguageModelRankParams
     name: ClassVar[str]
@@ -171,6 +187,8 @@ class LanguageModelRecommender(Recommender):
         dropped: set[str] = set() if stage == "rl" else {"rl"}
         if stage == "untuned":
             dropped |= TRAINING_FIELDS | set(cls.penalty_weights(params, "sft"))
+        if stage != "sft" or params.sharding == "none":
+            dropped.add("sharding")
         fields = type(params).model_fields
         dropped |= {name for name in EXECUTION_FIELDS if getattr(params, name) == fields[name].default}
         return {name: value for name, value in dumped.items() if name not in dropped}
@@ -185,6 +203,11 @@ class LanguageModelRecommender(Recommender):
         given.pop("rl", None)
         model = FitSpec(cls.name, given, "sft")
         return {"model": model, "backbone": backbone} if params.tune == "reasoner" else {"model": model}
+
+    @classmethod
+    def least_devices(cls, params: Any) -> int:
+        """Two where the backbone is to be spread over them."""
+        return 2 if params.sharding == "fsdp" else 1
 
     @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:
@@ -224,6 +247,8 @@ class LanguageModelRecommender(Recommender):
             measurements = {f"{name}_before": value for name, value in before.items()}
             measurements |= {f"{name}_after": value for name, value in after.items()} | fitting.trained
         measurements |= fitting.resumption | fitting.close()
+        if self._state.model.sharded:
+            self._put_together(context)
         return FitReport(
             epochs=log.epochs,
             best_epoch=log.best_epoch,
@@ -240,10 +265,27 @@ class LanguageModelRecommender(Recommender):
             self._loaded = type(self).load(context.inputs["model"], context.inputs, context.device)._state
             self._loaded.model.language_model.requires_grad_(False)
         else:
-            backbone = load_backbone(context.inputs["backbone"], context.device)
+            sharded = context.stage == "sft" and self.params.sharding == "fsdp"
+            backbone = load_backbone(context.inputs["backbone"], "cpu" if sharded else context.device)
+            if sharded:
+                _shard(backbone, context)
             reasoner = self._reasoner(backbone, context.seed)
             self._loaded = _State(backbone, self._model(backbone.model, reasoner), context.stage)
+            if sharded:
+                from flr_bench.lm.memory import WholePasses
+
+                self._loaded.model.memory = WholePasses()
         self._state.stage = context.stage
+
+    def _put_together(self, context: FitContext) -> None:
+        """The sharded backbone as a whole one on the CPU, to be stored."""
+        from flr_bench.lm.parallel import whole_state
+
+        state = self._state
+        trained = whole_state(state.model.language_model)
+        state.backbone = load_backbone(context.inputs["backbone"])
+        state.backbone.model.load_state_dict(trained)
+        state.model = self._model(state.backbone.model, state.model.reasoner.cpu())
 
     def _reasoner(self, backbone: Backbone, seed: int) -> nn.Module:
         reasoner: nn.Module = REASONERS.get(self.reasoner_name(self.params))(backbone.width, self.params, seed)
@@ -345,6 +387,17 @@ class LanguageModelRecommender(Recommender):
         return self
 
 
+def _shard(backbone: Backbone, context: FitContext) -> None:
+    from flr_bench.lm.parallel import Group, shard_layers
+
+    if context.devices == 1:
+        raise UsageError("sharding: fsdp needs several devices; give --devices 2, or leave it out")
+    if context.budget.watch != "nll":
+        # The processes of a ranking need different numbers of passes.
+        raise UsageError("sharding: fsdp cannot rank while it trains; let the stage sft watch nll")
+    shard_layers(backbone.model, Group.of(context.devices))
+
+
 def _read_record(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "model.json"
     try:
@@ -391,10 +444,13 @@ class _Fitting:
     """One stage in progress."""
 
     def __init__(self, method: LanguageModelRecommender, data: Split, context: FitContext) -> None:
+        from flr_bench.lm.parallel import Group
+
         self.method = method
         self.params = method.params
         self.data = data
         self.context = context
+        self.group = Group.of(context.devices)
         self.state = method._state
         self.book = method.title_book(data.catalog, context.cache)
         self.train, _ = self.book.targets(data.train)
@@ -403,37 +459,6 @@ class _Fitting:
         self.trained: dict[str, float] = {}
         self.checkpoints = self._checkpoints()
         self.state.model.encodings = self._encodings()
-
-    def _checkpoints(self) -> Checkpoints | None:
-        """Where the fit is kept; a checkpoint of other code, parameters or data is not used."""
-        import torch
-
-        import flr_bench
-        from flr_bench.lm.checkpoint import Checkpoints
-
-        context, method = self.context, self.method
-        if context.checkpoints is None:
-            return None
-        fit = {
-            "versions": [flr_bench.__version__, torch.__version__],
-            "method": [method.name, method.revision, context.stage],
-            "parameters of the method": method.stage_params(self.params, context.stage),
-            "seed": context.seed,
-            "machine": [context.device, context.threads],
-            "budget": asdict(context.budget),
-            "examples": [len(self.train), len(self.valid)],
-        }
-        return Checkpoints(context.checkpoints, fit)
-
-    @property
-    def resumption(self) -> dict[str, float]:
-        """What the report says of a fit that went on from a checkpoint."""
-        if self.checkpoints is None or self.checkpoints.resumed_after is None:
-            return {}
-        return {
-            "resumed_after_updates": float(self.checkpoints.resumed_after),
-            "earlier_seconds": self.checkpoints.earlier_seconds,
-        }
 
     def _encodings(self) -> PromptEncodings | None:
         """Where encoded prompts are kept, if this stage leaves the backbone as it is."""
@@ -445,11 +470,60 @@ class _Fitting:
         folder = context.scratch if params.encoding_cache == "file" else None
         return PromptEncodings(self.state.model.language_model, params.encoding_cache_mib, folder)
 
+    def _encode_ahead(self) -> None:
+        """Encode the training prompts once, where they are kept; their batches differ from epoch to epoch."""
+        from flr_bench.lm.memory import row_passes
+        from flr_bench.lm.model import length_groups
+
+        model, data = self.state.model, self.train
+        kept = model.encodings
+        if kept is None:
+            return
+
+        def run(rows: Int64s) -> None:
+            batch = data.batch(rows, model.device)
+            with model.autocast():
+                kept.keep(batch.prompt_ids, batch.lengths, of=len(data.prompt_tokens))
+
+        groups = length_groups(data.lengths, self.params.micro_batch_tokens)
+        model.memory.each(groups, run, row_passes("training", "micro_batch_tokens", data.lengths))
+
     def close(self) -> dict[str, float]:
         """Let go of what was kept for the fit; returns what the report says of its memory."""
         model = self.state.model
         model.encodings = None
         return {"batches_split": float(model.memory.batches_split)} if model.memory.batches_split else {}
+
+    def _checkpoints(self) -> Checkpoints | None:
+        """Where the fit is kept; a checkpoint of other code, parameters or data is not used."""
+        import torch
+
+        import flr_bench
+        from flr_bench.lm.checkpoint import Checkpoints
+
+        context, method = self.context, self.method
+        if context.checkpoints is None or self.state.model.sharded:
+            return None
+        fit = {
+            "versions": [flr_bench.__version__, torch.__version__],
+            "method": [method.name, method.revision, context.stage],
+            "parameters of the method": method.stage_params(self.params, context.stage),
+            "seed": context.seed,
+            "machine": [context.device, context.threads, context.devices],
+            "budget": asdict(context.budget),
+            "examples": [len(self.train), len(self.valid)],
+        }
+        return Checkpoints(context.checkpoints, fit, group=self.group)
+
+    @property
+    def resumption(self) -> dict[str, float]:
+        """What the report says of a fit that went on from a checkpoint."""
+        if self.checkpoints is None or self.checkpoints.resumed_after is None:
+            return {}
+        return {
+            "resumed_after_updates": float(self.checkpoints.resumed_after),
+            "earlier_seconds": self.checkpoints.earlier_seconds,
+        }
 
     def run(self) -> TrainingLog:
         """Train as the stage says."""
@@ -486,7 +560,9 @@ class _Fitting:
             if isinstance(self.params, LatentParams)
             else None,
             checkpoints=self.checkpoints,
+            group=self.group,
         )
+        self._encode_ahead()
         with self._prepared_layers():
             log = train_sft(model, job)
         model.trains_backbone = False
@@ -505,6 +581,7 @@ class _Fitting:
             raise UsageError(f"the reasoner of {self.method.name} has no parameters to reinforce")
         dtype = torch.bfloat16 if params.weights_dtype == "bfloat16" else torch.float32
         model.reasoner.to(dtype)
+        self._encode_ahead()
         with self._prepared_layers():
             log = self._grpo.train()
         self.trained = {
@@ -537,6 +614,7 @@ class _Fitting:
             rank_reward=self._rank_reward if params.reward == "reciprocal_rank" else None,
             fused_optimizer=self.params.fused_optimizer,
             checkpoints=self.checkpoints,
+            group=self.group,
         )
         return LatentGrpo(self.state.model, job)
 
@@ -588,7 +666,8 @@ class _Fitting:
 
         if self.context.stage == "rl":  # the stage follows valid anyway, and remembers it
             return float(self._grpo.evaluate(self.valid)[0].mean())
-        return float(validation_nll(self.state.model, self.valid, self.params.micro_batch_tokens).mean())
+        tokens = self.params.micro_batch_tokens
+        return float(validation_nll(self.state.model, self.valid, tokens, self.group).mean())
 
     def _rank(self, examples: Examples, k: int) -> Ranking:
         """Rank with the weights as they are now: plain scores by beam search."""
@@ -600,6 +679,7 @@ class _Fitting:
             split=self.data,
             validate=self.context.validate,
             progress=lambda _: None,
+            devices=self.context.devices,
         )
         return TitleRanker(self.state.model, self.book, None).rank(examples, k, LanguageModelRankParams(), context)
 
@@ -617,12 +697,10 @@ class _Fitting:
         reasoner = NoReasoner(self.state.backbone.width, NoOptions(), 0)
         plain = LatentModel(self.state.model.language_model, reasoner, precision=self.params.precision)
         plain.encodings, plain.memory = self.state.model.encodings, self.state.model.memory
-        return float(validation_nll(plain.eval(), self.valid, self.params.micro_batch_tokens).mean())
+        return float(validation_nll(plain.eval(), self.valid, self.params.micro_batch_tokens, self.group).mean())
 
     def figures(self) -> dict[str, float]:
         """Figures of the model as it is, on valid."""
-        import torch
-
         from flr_bench.lm.memory import row_passes
 
         model = self.state.model
@@ -642,7 +720,7 @@ class _Fitting:
         model.eval()
         rows = np.unique(np.linspace(0, len(self.valid) - 1, DIAGNOSED_EXAMPLES).astype(np.int64))
         passes = row_passes("validation", "micro_batch_tokens", self.valid.lengths)
-        with torch.inference_mode(), model.autocast():
+        with model.without_gradients(), model.autocast():
             parts = model.memory.each([rows], run, passes)
         if len(parts) == 1:
             return found | parts[0][1]
@@ -669,7 +747,7 @@ class _Fitting:
 
         groups = length_groups(data.lengths, self.params.micro_batch_tokens)
         model.eval()
-        with torch.inference_mode(), model.autocast():
+        with model.without_gradients(), model.autocast():
             passes = row_passes("validation", "micro_batch_tokens", data.lengths)
             sums, squares, counts = zip(*model.memory.each(groups, run, passes), strict=True)
         mean = (torch.stack(sums).sum(0) / len(data)).float()

@@ -1,4 +1,4 @@
-"""Search over the item trie: a batched beam search, and an exact best-first search that proves its answer.
+"""Search over the item trie: a batched beam search, and an exact search that proves its answer.
 
 Both grow one tree of branch tokens after each encoded prompt (:class:`flr_bench.lm.branching.BranchTree`):
 the prompt is never run or copied again, and all beams of all examples take a step together.  The
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from flr_bench.errors import UsageError
-from flr_bench.lm.branching import BranchTree, EncodedPrompts, token_embeddings
+from flr_bench.lm.branching import BranchTree, EncodedPrompts, run_branches, token_embeddings
 from flr_bench.lm.item_trie import ItemTrie
 from flr_bench.lm.trie_scoring import Normalisation, TrieScorer, continuations, log_sum, within
 
@@ -273,10 +273,10 @@ def exact_search(
     then nothing outside the pool can be among the ``k`` best items (ties within rounding included).
 
     A model that is sure of little opens nearly all nodes that way, and slowly.  So where a best-first
-    search has cost about what the whole trie costs (see :data:`BEST_FIRST_COST`), it gives up, and the
-    trie is scored in blocks (:class:`flr_bench.lm.trie_scoring.TrieScorer`), without what the titles
-    found so far exclude: the search never costs much more than twice the better of both ways.  On
-    catalogs of up to :data:`WHOLE_TRIE_NODES` nodes every answer is proven.
+    search has cost about what the whole trie costs (see :data:`BEST_FIRST_COST`), or its budget is
+    spent, it gives up, and the trie is scored in blocks (:class:`flr_bench.lm.trie_scoring.TrieScorer`),
+    without what the titles found so far, a beam search's among them, exclude.  On catalogs of up to
+    :data:`WHOLE_TRIE_NODES` nodes every answer is proven.
 
     Args:
         model: the model that encoded ``prompts``, in evaluation mode.
@@ -287,7 +287,8 @@ def exact_search(
         path_score: plain, with a length penalty, or a mixture; default: the model's log-probability.
         budget: nodes to expand best first per example at most; memory grows with its square.  Where it
             is spent and the trie is too large to be scored as a whole, the example is not ``proven``
-            and a beam search's titles join its pool.  ``None``: no limit.
+            and a beam search's titles join its pool.  ``None``: as many as it takes, or
+            :data:`BEST_FIRST_NODES` where the whole trie may be scored instead.
         beams: of the beam search that helps out where the budget is spent; at least ``k`` are used.
 
     Returns:
@@ -297,7 +298,7 @@ def exact_search(
     inner = int(((trie.child_start[1:] - trie.child_start[:-1]) > 0).sum())
     whole = inner <= WHOLE_TRIE_NODES
     if whole:
-        budget = min(inner // BEST_FIRST_COST, BEST_FIRST_NODES, inner if budget is None else budget)
+        budget = min(inner // BEST_FIRST_COST, BEST_FIRST_NODES if budget is None else budget)
     pool = _best_first(_Walk(model, prompts, thoughts, trie, guide), k, budget)
     rows = np.flatnonzero(~pool.proven)
     if len(rows) == 0:
@@ -317,13 +318,14 @@ def exact_search(
 
 
 WHOLE_TRIE_NODES = 1 << 18
-"""Tries of so many nodes with children are scored as a whole where that is cheaper than best first."""
+"""Tries of up to so many nodes with children are scored as a whole where best-first search gives up."""
 
-BEST_FIRST_COST = 4
-"""A node expanded best first costs about as much as so many in a block of the whole trie [measured]."""
+BEST_FIRST_COST = 2
+"""A node expanded best first costs 1.2 to 1.9 times one in a block of the whole trie [measured: Qwen2 of width
+128, prompts of 200 tokens, 16 examples, one thread, up to 512 nodes]."""
 
-BEST_FIRST_NODES = 512
-"""Most nodes per example that are expanded best first where the whole trie may be scored instead."""
+BEST_FIRST_NODES = 1024
+"""Most nodes expanded best first without a ``budget`` where the whole trie may be scored instead."""
 
 _EXACT_WIDTH = 16
 """Nodes that a best-first search expands per example and step."""
@@ -402,25 +404,58 @@ def score_titles(
     """
     walk = _Walk(model, prompts, thoughts, trie, path_score or PathScore())
     finished = _Finished(trie, walk.guide, len(prompts), titles.shape[1])
-    nodes = torch.zeros_like(titles)
-    log_p = torch.zeros(titles.shape, device=titles.device)
-    begin = walk.start()
-    hidden = begin.hidden.expand(-1, titles.shape[1], -1)
-    parents = begin.index.expand(-1, titles.shape[1])
-    for depth in range(int(trie.title_length[titles].max())):
-        inside = depth < trie.title_length[titles]
-        token = trie.title_token[(trie.title_start[titles] + depth).clamp_max(len(trie.title_token) - 1)]
-        place = torch.arange(titles.numel(), device=titles.device)
-        value = walk.log_probabilities(hidden.flatten(0, 1), place, token.flatten()).view_as(log_p)
-        if walk.guide.normalisation == "allowed":
-            value = value - walk.allowed_mass(hidden, torch.where(inside, nodes, 0))
-        log_p = torch.where(inside, log_p + value, log_p)
-        nodes = torch.where(inside, walk.child(nodes, token), nodes)
-        going = _Nodes(torch.where(inside, nodes, -1), parents, log_p, walk.scores(nodes, log_p))
-        following = walk.append(going)
-        hidden, parents = following.hidden, following.index
-    finished.add(walk.rows, nodes, log_p)
+    at_once = max(1, _TITLE_TOKENS // int(trie.title_length[titles].max()))
+    for first in range(0, titles.shape[1], at_once):
+        nodes, log_p = _title_log_probabilities(walk, titles[:, first : first + at_once])
+        finished.add(walk.rows, nodes, log_p)
     return finished.pool(torch.zeros(len(prompts), dtype=torch.bool), walk.expanded)
+
+
+_TITLE_TOKENS = 1024
+"""Titles are scored in one pass of at most so many tokens per example; a pass takes the square of its tokens."""
+
+
+def _title_log_probabilities(walk: _Walk, titles: Tensor) -> tuple[Tensor, Tensor]:
+    """Last node and log-probability of titles ``[B, S]``, their tokens side by side in one pass.
+
+    The last token of a title predicts nothing and is not run.
+    """
+    trie, device = walk.trie, titles.device
+    batch, count = titles.shape
+    lengths = trie.title_length[titles]
+    # Token `depth` of title `s` of example `b` is the (b, s, depth) of these flat lists, in this order.
+    example, title, depth = torch.nonzero(
+        torch.arange(int(lengths.max()), device=device) < lengths[:, :, None], as_tuple=True
+    )
+    token = trie.title_token[trie.title_start[titles[example, title]] + depth]
+    runs = depth < lengths[example, title] - 1
+    firsts = (lengths - 1).cumsum(1) - (lengths - 1)
+    column = firsts[example, title] + depth
+    width = int((lengths - 1).sum(1).max())
+    ids = torch.zeros(batch, width, dtype=torch.int64, device=device)
+    owners, depths = torch.full_like(ids, -1), torch.zeros_like(ids)
+    where = (example[runs], column[runs])
+    ids[where], owners[where], depths[where] = token[runs], title[runs], depth[runs]
+    visible = (owners[:, :, None] == owners[:, None, :]) & (depths[:, :, None] >= depths[:, None, :])
+    hidden = walk.side_by_side(ids, depths, visible)
+    # What predicts a token: the root for a title's first, else the token before it.
+    before = torch.where(depth == 0, 0, column)
+    source, order = torch.sort(example * hidden.shape[1] + before, stable=True)
+    values = torch.empty(len(token), device=device)
+    values[order] = walk.log_probabilities(hidden.flatten(0, 1), source, token[order])
+    table = torch.zeros(batch, count, int(lengths.max()), device=device)
+    table[example, title, depth] = values
+    nodes = torch.zeros_like(titles)
+    for place in range(table.shape[2]):
+        inside = place < lengths
+        following = trie.title_token[(trie.title_start[titles] + place).clamp_max(len(trie.title_token) - 1)]
+        if walk.guide.normalisation == "allowed":
+            at = torch.zeros_like(nodes) if place == 0 else (firsts + place).clamp_max(hidden.shape[1] - 1)
+            known = hidden.gather(1, at[:, :, None].expand(-1, -1, hidden.shape[2]))
+            mass = walk.allowed_mass(known, torch.where(inside, nodes, 0))
+            table[:, :, place] -= torch.where(inside, mass, 0.0)
+        nodes = torch.where(inside, walk.child(nodes, following), nodes)
+    return nodes, table.sum(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -509,6 +544,27 @@ class _Walk:
             index = index + 1
         root = torch.zeros_like(index)
         return _Step(root, torch.zeros(index.shape, device=index.device), hidden, index)
+
+    def side_by_side(self, ids: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
+        """Run tokens ``[B, N]`` behind the thoughts in one pass, apart from the tree.
+
+        Returns:
+            ``[B, 1 + N, d]`` hidden states, those of the root first.
+        """
+        batch, width = ids.shape
+        before = self.prompts.hidden[:, :0] if self.thoughts is None else self.thoughts
+        count = before.shape[1]
+        embeddings = token_embeddings(self.model, ids)
+        embeddings = torch.cat([before.to(embeddings.dtype), embeddings], dim=1)
+        if embeddings.shape[1] == 0:
+            return self.prompts.last[:, None]
+        places = torch.arange(count, device=ids.device)
+        sees = torch.zeros(batch, count + width, count + width, dtype=torch.bool, device=ids.device)
+        sees[:, :, :count] = places <= torch.arange(count + width, device=ids.device)[:, None]
+        sees[:, count:, count:] = visible
+        depths = torch.cat([places.expand(batch, -1), depths + count], dim=1)
+        hidden = run_branches(self.model, self.prompts, embeddings, depths, sees)
+        return hidden[:, count - 1 :] if count else torch.cat([self.prompts.last[:, None], hidden], dim=1)
 
     def children(self, step: _Step) -> _Nodes:
         """All children of the nodes just run, ``[b, C]``."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flr_bench.errors import FlrBenchError
 from flr_bench.interface import Budget, Progress, ProgressFn
 from flr_bench.lm.checkpoint import Checkpoints, Snapshot
+from flr_bench.lm.parallel import ALONE, Group, clip_gradients, is_sharded
 
 #: Returns the watched quantity on valid, for the model as it is.
 WatchFn = Callable[[], float]
@@ -146,6 +147,7 @@ class Updater:
         total: updates in all.
         max_norm: gradients are cut to this norm.
         fused: one kernel for AdamW's step instead of several; rounds otherwise.
+        group: the processes whose gradients are added up; all make the same update.
     """
 
     def __init__(
@@ -157,13 +159,19 @@ class Updater:
         total: int,
         max_norm: float,
         fused: bool = False,
+        group: Group = ALONE,
     ) -> None:
         """Start at update 0."""
         trained = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in rates]
+        if any(is_sharded(parameter) for parameters, _ in trained for parameter in parameters):
+            # AdamW takes the parameters of a list together, and cannot mix whole ones with sharded ones.
+            kinds = (False, True)
+            trained = [([p for p in ps if is_sharded(p) == kind], rate) for ps, rate in trained for kind in kinds]
         self.parameters = [parameter for parameters, _ in trained for parameter in parameters]
         self._optimizer = adamw(trained, weight_decay, fused=fused)
         self._schedule = cosine_schedule(self._optimizer, warmup, total)
         self._max_norm = max_norm
+        self.group = group
         self.steps = 0
 
     def zero(self) -> None:
@@ -176,7 +184,8 @@ class Updater:
         Raises:
             TrainingDiverged: the norm is not finite.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self._max_norm))
+        self.group.sum_gradients(self.parameters)
+        norm = clip_gradients(self.parameters, self._max_norm, self.group)
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the gradient is no longer finite after {self.steps} updates; lower learning_rate")
         self._optimizer.step()
@@ -364,6 +373,8 @@ class _Training:
 
     # ---------------------------------------------------------------- checkpoints
     def _keep(self, checkpoints: Checkpoints) -> None:
+        if not checkpoints.writes:
+            return
         updater, best = self._updater.snapshot(), self._best.snapshot()
         record = {
             "epoch": self._epoch,

@@ -340,7 +340,15 @@ def fit(stage: str, folder: Path | None, progress=lambda _: None, **params: obje
 
 @pytest.mark.parametrize(
     ("stage", "params"),
-    [("sft", {}), ("sft", {"tune": "lora"}), ("sft", {"tune": "reasoner"}), ("rl", {}), ("rl", {"tune": "lora"})],
+    [
+        ("sft", {}),
+        ("sft", {"tune": "lora"}),
+        ("sft", {"tune": "reasoner"}),
+        ("rl", {}),
+        ("rl", {"tune": "lora", "encoding_cache": "file"}),
+        ("rl", {"encoding_cache": "off"}),
+        ("rl", {"encoding_cache_mib": 1}),
+    ],
 )
 def test_an_interrupted_method_is_stored_and_reported_alike(stage, params, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)

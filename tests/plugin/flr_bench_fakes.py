@@ -69,11 +69,24 @@ class FakeEmpty(_FakeSource):
     length = 1
 
 
+@SOURCES.register("fake-untitled")
+class FakeUntitled(_FakeSource):
+    """One item has an empty title."""
+
+    def checksum(self) -> str:
+        return "fake-untitled"
+
+    def read(self) -> RawData:
+        raw = super().read()
+        titles = raw.items.assign(title=raw.items["title"].where(raw.items["item"] != "i3", ""))
+        return RawData(raw.interactions, titles, raw.origin)
+
+
 class FakeParams(Params):
     """Parameters of the fakes."""
 
     noise: float = Field(0.5, ge=0, description="standard deviation of the noise on the counts")
-    fail: Literal["no", "fit", "die", "disk"] = Field("no", description="how to fail")
+    fail: Literal["no", "fit", "die", "disk", "second_dies", "second_fails"] = Field("no", description="how to fail")
     sleep: float = Field(0.0, ge=0, description="seconds per epoch")
     reward: Literal["a", "b"] = Field("a", description="matters to the stage rl only")
 
@@ -96,6 +109,7 @@ class FakeLlm(Recommender):
     citation = "made up"
     revision = 1
     stages = ("untuned", "sft", "rl")
+    devices_supported = True
     FitParams = FakeParams
     RankParams = FakeRankParams
 
@@ -124,6 +138,8 @@ class FakeLlm(Recommender):
             raise OSError(28, os.strerror(28))
         if params.fail == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if params.fail.startswith("second"):
+            self._fail_second(context.devices)
         assert set(context.inputs) == ({"model"} if context.stage == "rl" else set())
         self.scores = np.bincount(data.train.targets, minlength=len(data.catalog)).astype(np.float64)
         rng = np.random.default_rng(context.seed)
@@ -133,6 +149,15 @@ class FakeLlm(Recommender):
             context.progress(Progress(epoch, context.budget.epochs, 1, 1, {"loss": 1.0 / epoch}))
         value = context.validate(self._rank)
         return FitReport(context.budget.epochs, 1, "budget", {"valid": [(1, value)]}, len(self.scores), 0)
+
+    def _fail_second(self, devices: int) -> None:
+        """One process waits for another, which fails."""
+        assert devices == 2
+        if os.environ["RANK"] == "0":
+            time.sleep(600)
+        if self.params.fail == "second_dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("the second was told to fail")
 
     def _rank(self, examples: Examples, k: int) -> Ranking:
         return top_k(np.tile(self.scores, (len(examples), 1)), k, seed=0)
@@ -162,6 +187,7 @@ class FakeCounts(FakeLlm):
 
     family = "floor"
     stages = ("fit",)
+    devices_supported = False
     stochastic = False
 
     @classmethod
