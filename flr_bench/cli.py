@@ -39,6 +39,12 @@ app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
+inspect_app = typer.Typer(
+    help="Look into trained models: what a score owes to the search that ranks.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(inspect_app, name="inspect")
 
 
 def _complete_suite(incomplete: str) -> list[str]:
@@ -75,6 +81,9 @@ ProfileName = Annotated[str, typer.Option("--profile", help="How large: a profil
 Seeds = Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or the seeds themselves: 0,1,2.")]
 Only = Annotated[str | None, typer.Option("--only", help="Methods or labels to run, separated by commas.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cells side by side; 1 runs in this process.")]
+Devices = Annotated[
+    int | None, typer.Option("--devices", min=1, help="Devices (on cpu: processes) that compute one cell together.")
+]
 RunMode = Literal["missing", "always", "only-cached", "strict"]
 ModeOption = Annotated[
     RunMode,
@@ -112,6 +121,7 @@ def run(
     seeds: Seeds = None,
     only: Only = None,
     workers: Workers = None,
+    devices: Devices = None,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -134,7 +144,7 @@ def run(
         say=_say,
     )
     try:
-        session = run_session(Request(suite, profile, seeds, only), folders, mode, workers, frontend)
+        session = run_session(Request(suite, profile, seeds, only, devices), folders, mode, workers, frontend)
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -151,6 +161,7 @@ def ablate(
     seeds: Seeds = None,
     only: Only = None,
     workers: Workers = None,
+    devices: Devices = None,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -161,7 +172,64 @@ def ablate(
     track: Track = True,
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
-    run(suite, profile, seeds, only, workers, mode, runs, cache, mlruns, results, quiet, as_json, track)
+    run(suite, profile, seeds, only, workers, devices, mode, runs, cache, mlruns, results, quiet, as_json, track)
+
+
+@inspect_app.command("search")
+def inspect_search(
+    suite: SuiteName = "main",
+    profile: ProfileName = "cpu",
+    seeds: Seeds = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only", help="Methods or labels of models, e.g. 'flr · sft+rl', separated by commas; controls too."
+        ),
+    ] = None,
+    beams: Annotated[
+        str, typer.Option("--beams", help="Widths of the beam search to compare, separated by commas.")
+    ] = "5,10,20,50",
+    workers: Workers = None,
+    runs: Runs = RUNS,
+    cache: Cache = CACHE,
+    mlruns: Mlruns = MLRUNS,
+    results: Results = RESULTS,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    track: Track = True,
+) -> None:
+    """Say what beam search misses of the true top k, and what that does to NDCG and HR.
+
+    Every trained language model of the suite that ranks with decoding 'plain' (controls left out) is ranked
+    by beams of each width and by exact search, which proves its answer. Rankings that the store has are not
+    computed again; a model that it lacks is trained first, as 'flr-bench run' would, after saying so. The
+    comparison goes to search.* and figures/search.* beside the suite's tables: always of the models, beams and
+    seeds asked for last.
+    """
+    from flr_bench.report import write_search
+    from flr_bench.runner.inspection import SearchRequest, run_search
+    from flr_bench.runner.progress import make_display
+    from flr_bench.runner.session import Folders, Frontend
+
+    folders = Folders(runs, cache, mlruns, results)
+    trackers: list[Tracker] = []
+    frontend = Frontend(
+        display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
+        observers=lambda: _start_tracking(trackers, mlruns) if track else (),
+        say=(lambda _: None) if quiet or as_json else _say,
+    )
+    try:
+        session = run_search(SearchRequest(suite, profile, seeds, only, beams), folders, workers, frontend)
+    except KeyboardInterrupt:
+        _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
+        raise typer.Exit(130) from None
+    _keep_matplotlib_in(cache)
+    files = write_search(runs, results, session.plan.file.suite.version, profile)
+    for tracker in trackers:
+        tracker.log_files(files, results)
+    if not (quiet or as_json):
+        typer.echo(next(path for path in files if path.name == "search.md").read_text(encoding="utf-8"))
+    _report(session, folders, as_json=as_json)
 
 
 def _start_tracking(trackers: list[Tracker], mlruns: Path) -> Sequence[Observer]:
@@ -248,6 +316,7 @@ def plan(
     seeds: Seeds = None,
     only: Only = None,
     workers: Workers = None,
+    devices: Devices = None,
     runs: Runs = RUNS,
     cache: Cache = CACHE,
     as_json: AsJson = False,
@@ -258,7 +327,7 @@ def plan(
     from flr_bench.runner.store import Store
 
     store = Store(runs)
-    planned = Request(suite, profile, seeds, only).plan(cache)
+    planned = Request(suite, profile, seeds, only, devices).plan(cache)
     count = workers or planned.profile.workers
     typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
 

@@ -207,12 +207,15 @@ class Ranking:
         measurements: figures about the ranking as a whole (for example ``alpha`` or ``proven``).
             ``reused_seconds`` is time spent earlier on work that this ranking shares.
         traces: how each answer came about, in the order of the examples; ``None`` where nobody asked.
+        per_example: figures about each example's list, ``[n]`` each (for example ``proven``); they
+            are kept beside the ranking, under names other than ``example``, ``items`` and ``scores``.
     """
 
     items: Int32s
     scores: Float32s
     measurements: Mapping[str, float] = field(default_factory=dict)
     traces: Traces | None = None
+    per_example: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 RankFn = Callable[[Examples, int], Ranking]
@@ -274,6 +277,13 @@ class FitContext:
             (not for ``watch="nll"``, which a language model computes itself).
         progress: where to report progress.
         scratch: an empty folder for temporary files, removed afterwards.
+        checkpoints: a folder of this fit alone that outlives an interruption, so that the fit started again can go
+            on from what it left there; it may be missing, is removed once the fit is stored whole, and ``None``
+            keeps nothing.
+        cache: a folder for what can be made again from the data at any time; ``None``: keep nothing.
+            What lies there changes no result.
+        devices: how many processes, each with a device of its own, compute this fit together, all with the
+            same arguments; 1 unless the method has :attr:`Recommender.devices_supported`.
     """
 
     seed: int
@@ -285,6 +295,9 @@ class FitContext:
     validate: Callable[[RankFn], float]
     progress: ProgressFn
     scratch: Path
+    checkpoints: Path | None = None
+    cache: Path | None = None
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -298,6 +311,8 @@ class RankContext:
         split: train and valid, for decodings that choose something on valid.
         validate: ranks the valid examples with the given function and returns NDCG@10.
         progress: where to report progress.
+        cache: as in :class:`FitContext`.
+        devices: as in :class:`FitContext`; every process returns the whole ranking.
     """
 
     seed: int
@@ -307,6 +322,8 @@ class RankContext:
     split: Split
     validate: Callable[[RankFn], float]
     progress: ProgressFn
+    cache: Path | None = None
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -319,7 +336,8 @@ class FitReport:
         stopped_by: ``"patience"``, ``"budget"`` or ``"closed_form"``.
         curves: per name a list of ``(epoch, value)``; a fraction of an epoch is allowed.
         parameters_total, parameters_trained: numbers of scalars.
-        measurements: further figures, for example ``{"gate_entropy_before": 0.99}``.
+        measurements: further figures, for example ``{"gate_entropy_before": 0.99}``.  A fit that went on from a
+            checkpoint says ``resumed_after_updates`` and the ``earlier_seconds`` behind it, which the runner adds.
     """
 
     epochs: int
@@ -398,6 +416,7 @@ class Recommender(ABC):
         revision: bumped whenever its results change; part of every cell's hash.
         stages: names of its stages in order; the last is what a plain row of a suite runs.
         stochastic: whether the seed matters; methods without randomness run once.
+        devices_supported: whether several processes can fit and rank together (``context.devices``).
         FitParams, RankParams: frozen parameter models.
     """
 
@@ -406,6 +425,7 @@ class Recommender(ABC):
     revision: ClassVar[int]
     stages: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = True
+    devices_supported: ClassVar[bool] = False
     FitParams: ClassVar[type[Params]]
     RankParams: ClassVar[type[Params]] = Params
 
@@ -423,6 +443,11 @@ class Recommender(ABC):
     def requires(cls, params: Any, stage: str) -> Mapping[str, CellSpec]:  # noqa: ARG003
         """The cells that fitting ``stage`` builds on, by role."""
         return {}
+
+    @classmethod
+    def least_devices(cls, params: Any) -> int:  # noqa: ARG003
+        """On how many devices a fit with ``params`` can run at least."""
+        return 1
 
     @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:  # noqa: ARG003

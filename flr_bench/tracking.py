@@ -28,6 +28,8 @@ KIND_TAG = "kind"
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 ARTIFACTS = ("cell.json", "metrics.json", "environment.json", "log.txt")
+_FINENESS = (2, 3, 4, 5, 6)  # decimals of an epoch: as few as tell a curve's points apart
+_RECORDS = ("suites", "searches")  # folders of the store whose records say which cells belong together
 _BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # what a server takes at once
 _MAX_VALUE = 500  # characters of a parameter that every server version takes
 _STATUS = {"done": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "killed": "KILLED"}
@@ -121,7 +123,7 @@ class Tracker:
         """
         count = 0
         with self._tolerant():
-            for path in sorted((store_root / "suites").glob("*.json")):
+            for path in (path for name in _RECORDS for path in sorted((store_root / name).glob("*.json"))):
                 suite = _Suite.of(json.loads(path.read_text(encoding="utf-8")))
                 if not started:
                     count += self._sync_suite(suite, store_root, None)
@@ -384,10 +386,12 @@ def _figures(metrics: Json) -> dict[str, float]:
 
 
 def _by_step(name: str, points: Sequence[Sequence[float]]) -> tuple[str, list[tuple[int, float]]]:
-    """Epochs as MLflow's integer steps; curves with fractions of epochs count hundredths and say so."""
-    whole = all(float(epoch).is_integer() for epoch, _ in points)
-    scale, ending = (1, "") if whole else (100, " by 0.01 epoch")
-    return f"epoch/{name}{ending}", [(round(epoch * scale), float(value)) for epoch, value in points]
+    """Epochs as MLflow's integer steps; curves with fractions of epochs count hundredths, or finer, and say so."""
+    if all(float(epoch).is_integer() for epoch, _ in points):
+        return f"epoch/{name}", [(round(epoch), float(value)) for epoch, value in points]
+    digits = next((d for d in _FINENESS if len({round(e * 10**d) for e, _ in points}) == len(points)), _FINENESS[-1])
+    steps = [(round(epoch * 10**digits), float(value)) for epoch, value in points]
+    return f"epoch/{name} by {10**-digits:.{digits}f} epoch", steps
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

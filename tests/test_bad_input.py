@@ -206,3 +206,8 @@ def test_a_backbone_that_is_missing_or_damaged(tmp_path: Path, kind: str) -> Non
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         assert path in done.stderr
+
+
+def test_a_catalog_with_an_empty_title(tmp_path: Path) -> None:
+    line = one_line(run_with(tmp_path, "[fake-data]", "[fake-untitled]"), 1)
+    assert line == "flr-bench: fake-data: 1 items have no title, 'i3' for one; drop them"

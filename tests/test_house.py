@@ -263,6 +263,15 @@ def test_readme_tool_fills_parts_and_names_missing_markers(tmp_path: Path, monke
     assert tool.render(filled) == filled
     with pytest.raises(ValueError, match="results:begin"):
         tool.render("nothing")
+    columns = "model,beams,k,missed,missed_sd,ndcg_difference,ndcg_difference_low,ndcg_difference_high\n"
+    (published / "search.csv").write_text(
+        f"{columns}flr · sft+rl,5,5,1.3,,,,\nflr · sft+rl,10,10,1.935,0.04,-0.003,-0.006,0.0002\n"
+    )
+    filled = tool.render(empty)
+    assert "10 beams, the published number, miss 1.94 ± 0.04 items of the true top 10 of `flr · sft+rl`" in filled
+    assert "NDCG@10 by -0.0030 (95 % interval -0.0060 to +0.0002)" in filled
+    (published / "search.csv").write_text(f"{columns}flr · sft+rl,5,5,1.3,,,,\n")
+    assert "published number" not in tool.render(empty)
 
 
 def test_one_version_everywhere() -> None:

@@ -228,6 +228,9 @@ def parse_metric(name: str) -> tuple[Metric, int]:
     return found, int(cutoff)
 
 
+_OWN_COLUMNS = ("example", "items", "scores")
+
+
 def check_ranking(ranking: Ranking, n_examples: int, n_items: int) -> None:
     """Refuse what breaks the contract of a ranking, before any figure is computed from it.
 
@@ -238,7 +241,7 @@ def check_ranking(ranking: Ranking, n_examples: int, n_items: int) -> None:
 
     Raises:
         InvalidRankingError: wrong shape, ids outside the catalog, an item twice in a row, a score
-            that is not finite or larger than the one before it.
+            that is not finite or larger than the one before it, a figure per example of another length.
     """
     items, scores = ranking.items, ranking.scores
     if items.ndim != 2 or items.shape != scores.shape or len(items) != n_examples:
@@ -258,6 +261,12 @@ def check_ranking(ranking: Ranking, n_examples: int, n_items: int) -> None:
         rows = np.flatnonzero(wrong.any(axis=1))
         if len(rows):
             raise InvalidRankingError(f"the ranking has {what} in {len(rows)} rows, row {rows[0]} for one")
+    for name, values in ranking.per_example.items():
+        if name in _OWN_COLUMNS or np.shape(values) != (n_examples,):
+            raise InvalidRankingError(
+                f"a figure per example needs a name of its own and {n_examples} values, "
+                f"not '{name}' of shape {list(np.shape(values))}"
+            )
 
 
 def coverage(items: Int32s, n_items: int) -> float:

@@ -351,7 +351,17 @@ def _from_pretrained(name: str, device: str, *, what: str, **options: Any) -> Ba
             attn_implementation="sdpa",
             **options,
         )
-    except (SafetensorError, OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        struct.error,
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DamagedFileError(f"{what} cannot be read: {reason[:300]}") from error
     if not getattr(tokenizer, "is_fast", False):

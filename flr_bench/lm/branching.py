@@ -6,8 +6,9 @@ branch token sees its whole prompt and its own ancestors, and nothing else, thro
 mask over ``[prompt | branch tokens]``; its position is the prompt's length plus its depth.  Keys and
 values of a prompt are stored once, whatever the number of branches.
 
-Prompts are padded on the right.  Under causal attention a padding token is seen by no real prompt
-token, so the prompt pass needs no mask at all, and branch tokens mask the padding themselves.
+Prompts are padded on the right (:func:`right_padded` brings others into that form).  Under causal
+attention a padding token is seen by no real prompt token, so the prompt pass needs no mask at all,
+and branch tokens mask the padding themselves.
 
 The arithmetic is that of the full sequence run for each branch on its own [C: published code runs
 it so]; the tests compare values and gradients.
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from flr_bench.errors import FlrBenchError
+from flr_bench.errors import FlrBenchError, UsageError
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -127,10 +128,47 @@ def encode_prompts(model: nn.Module, token_ids: Tensor, lengths: Tensor) -> Enco
         Hidden states and cache; gradients flow unless switched off around the call.
 
     Raises:
-        UnsupportedBackbone: the model cannot be branched (found out at its first use).
+        UnsupportedBackbone: the model cannot be branched (found out at its first use), or attends to
+            a window that prompt and branches might not fit into.
     """
     require_branching(model)
+    window = _attention_window(model)
+    if window is not None and token_ids.shape[1] + AFTER_PROMPT > window:
+        raise UnsupportedBackbone(
+            f"backbone {type(model).__name__} attends to the last {window} tokens only, too few for prompts of "
+            f"{token_ids.shape[1]} and up to {AFTER_PROMPT} tokens after them; choose a smaller max_prompt_tokens "
+            "or a backbone with full attention"
+        )
     return _encode(model, token_ids, lengths)
+
+
+def right_padded(token_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move prompts that are padded on the left (or right, or not) to the form :func:`encode_prompts` takes.
+
+    Args:
+        token_ids: ``[B, P]`` int64, as a tokenizer with ``padding_side="left"`` gives them.
+        mask: ``[B, P]`` bool or 0/1, nonzero at prompt tokens: one run in each row.
+
+    Returns:
+        ``(token_ids [B, longest], lengths [B])``, padded on the right with ids that were padding before.
+
+    Raises:
+        UsageError: shapes differ, a row has no token, or its tokens are not one run.
+    """
+    if token_ids.ndim != 2 or token_ids.shape != mask.shape:
+        raise UsageError(
+            f"token ids of shape {tuple(token_ids.shape)} and mask of shape {tuple(mask.shape)}: "
+            "both must be [batch, tokens]"
+        )
+    present = mask.bool()
+    lengths = present.sum(1)
+    starts = nn.functional.pad(present, (1, 0))
+    runs = (starts[:, 1:] & ~starts[:, :-1]).sum(1)
+    if not bool((runs == 1).all()):
+        row = int((runs != 1).int().argmax())
+        raise UsageError(f"prompt {row} has padding between its tokens or no token at all; pad on one side only")
+    order = (~present).int().argsort(dim=1, stable=True)
+    return token_ids.gather(1, order)[:, : int(lengths.max())], lengths
 
 
 def run_branches(
@@ -230,6 +268,61 @@ class BranchTree:
         return self
 
 
+class BlockTree:
+    """One and the same tree of tokens after every encoded prompt, grown block by block, without gradients.
+
+    Other than in a :class:`BranchTree`, all prompts have the same tokens and what sees what is given
+    once for all; and tokens that are seen no more can be dropped.
+
+    Args:
+        model: the model that encoded the prompts.
+        prompts: the encoded prompts, ``B`` rows.
+
+    Attributes:
+        size: number of tree tokens held.
+    """
+
+    def __init__(self, model: nn.Module, prompts: EncodedPrompts) -> None:
+        """Start with an empty tree."""
+        self._model = model
+        self._lengths = prompts.lengths
+        # One mask serves all prompts of one length.
+        even = bool(prompts.mask.all())
+        self._prompt_mask = prompts.mask[:1] if even else prompts.mask
+        self._past = [_Buffer(keys.detach(), values.detach()) for keys, values in prompts.cache]
+        self.size = 0
+
+    @torch.no_grad()
+    def append(self, embeddings: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
+        """Add ``N`` tokens.
+
+        Args:
+            embeddings: ``[B, N, d]`` input embeddings.
+            depths: ``[N]`` int64, 0 for a token directly after the prompt.
+            visible: ``[N, size + N]`` bool, which tokens (those held, then the new ones) each new one sees.
+
+        Returns:
+            ``[B, N, d]`` last hidden states.
+        """
+        rows, count = len(self._prompt_mask), len(depths)
+        prompt = self._prompt_mask[:, None, :].expand(-1, count, -1)
+        hidden, _ = _forward(
+            self._model,
+            embeddings,
+            positions=self._lengths[:, None] + depths,
+            mask=_additive(torch.cat([prompt, visible.expand(rows, -1, -1)], dim=-1), embeddings.dtype),
+            past=self._past,
+        )
+        self.size += count
+        return hidden
+
+    def keep(self, tokens: Tensor) -> None:
+        """Hold on to some of the tokens only (int64 ``[m]``, numbered as held now), in that order."""
+        for buffer in self._past:
+            buffer.keep(self._prompt_mask.shape[1], tokens)
+        self.size = len(tokens)
+
+
 class _Buffer:
     """Keys and values of one layer in a buffer that grows along the tokens by doubling."""
 
@@ -250,6 +343,14 @@ class _Buffer:
 
     def rows(self, keep: Tensor) -> None:
         self._keys, self._values = self._keys[keep], self._values[keep]
+
+    def keep(self, start: int, tokens: Tensor) -> None:
+        """Of the tokens from ``start`` on, hold on to some (counted from there), moved together."""
+        stop = start + len(tokens)
+        if len(tokens):
+            self._keys[..., start:stop, :] = self._keys.index_select(-2, tokens + start)
+            self._values[..., start:stop, :] = self._values.index_select(-2, tokens + start)
+        self.length = stop
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
@@ -324,6 +425,20 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Bool ``[B, T, S]`` → additive mask ``[B, 1, T, S]``, which both eager and fused attention take."""
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+AFTER_PROMPT = 256
+"""Room that an attention window must leave after a prompt for thoughts and a title, in tokens."""
+
+
+def _attention_window(model: nn.Module) -> int | None:
+    """How far back some layer looks, in tokens; ``None`` for full attention."""
+    config = cast(Any, model).config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and all(kind == "full_attention" for kind in kinds):
+        return None
+    found = [getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
+    return min((int(size) for size in found if size), default=None)
 
 
 _proven: WeakSet[nn.Module] = WeakSet()

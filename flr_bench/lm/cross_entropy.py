@@ -1,4 +1,4 @@
-"""Cross-entropy of a large output head without ever holding all logits."""
+"""Cross-entropy of a large output head without ever holding all logits, for trained heads and frozen ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 ROWS = 256
 """Positions per piece: 256 x 4,096 float32 logits are 4 MiB and stay in a core's cache."""
@@ -48,3 +49,45 @@ def head_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         targets: ``[n]`` int64.
     """
     return cast(Tensor, _HeadCrossEntropy.apply(hidden, head, targets))  # type: ignore[no-untyped-call]
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities under a head that is not trained, with their gradients while the logits are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        values, slopes = [], []
+        for rows, wanted in zip(torch.split(hidden, ROWS), torch.split(targets[:, None], ROWS), strict=True):
+            log_p = functional.linear(rows, head).float().log_softmax(-1)
+            values.append(log_p.gather(1, wanted).squeeze(1))
+            if ctx.needs_input_grad[0]:
+                shares = log_p.exp_()
+                shares.scatter_add_(1, wanted, shares.new_full(wanted.shape, -1.0))
+                slopes.append((shares.to(head.dtype) @ head).neg_().to(hidden.dtype))
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values) if values else hidden.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.saved_tensors:
+            return None, None, None
+        (slopes,) = ctx.saved_tensors
+        return slopes * gradients[0][:, None].to(slopes.dtype), None, None
+
+
+def frozen_head_log_probabilities(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target under ``softmax(hidden @ head.T)``, where ``head`` is a constant.
+
+    Equal to ``-cross_entropy(hidden @ head.T, targets, reduction="none")`` in values and gradients to rounding;
+    holds the logits of a few hundred rows at a time, and never their gradient.
+
+    Args:
+        hidden: ``[n, d]``.
+        head: ``[V, d]``, the output head without bias; gets no gradient.
+        targets: ``[n]`` int64.
+
+    Returns:
+        ``[n]`` float32.
+    """
+    return cast(Tensor, _FrozenHead.apply(hidden, head, targets))  # type: ignore[no-untyped-call]

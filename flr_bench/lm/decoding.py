@@ -1,4 +1,4 @@
-r"""From finished titles to ranked items: the scores ``plain``, ``length_normalised`` and ``d3``.
+r"""From finished titles to ranked items: ``plain``, ``length_normalised`` (ours and as published) and ``d3``.
 
 A search (:mod:`flr_bench.lm.search`) answers with titles and the model's log-probabilities; items
 are what is ranked.  With ``m`` items sharing a title, ``duplicate_titles="share"`` (default) gives
@@ -33,6 +33,7 @@ from flr_bench.registry import DECODINGS
 if TYPE_CHECKING:
     from flr_bench.lm.item_trie import ItemTrie
     from flr_bench.lm.search import PathScore, Pool
+    from flr_bench.lm.trie_scoring import Normalisation
 
 DuplicateTitles = Literal["share", "each"]
 Floats = npt.NDArray[np.float64]
@@ -49,6 +50,8 @@ class DecodingSettings:
     Attributes:
         duplicate_titles: ``"share"`` or ``"each"``.
         length_penalty: λ of ``length_normalised``, at least 0; published code has 1 [C].
+        normalisation: over which tokens the model's probabilities add up to 1: ``"vocabulary"``, or
+            ``"allowed"``, those that continue some title.
         alpha: weight of the language model in ``d3``, from 0 to 1.
         seed: breaks ties.
     """
@@ -57,6 +60,7 @@ class DecodingSettings:
     length_penalty: float = 1.0
     alpha: float = 1.0
     seed: int = 0
+    normalisation: Normalisation = "vocabulary"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +105,7 @@ class Candidates:
         log_m: ``[n]`` float64, log of the number of items that share the title's probability (0 for ``each``).
         lengths: ``[n]`` int64, the title's number of tokens.
         log_assistant: ``[n]`` float64, the assistant's log-probability of the item (0 without assistant).
+        found: ``[n]`` float64, the search's own score of the item's title (:attr:`Pool.scores`).
     """
 
     rows: Ints
@@ -109,6 +114,7 @@ class Candidates:
     log_m: Floats
     lengths: Ints
     log_assistant: Floats
+    found: Floats
 
 
 class Decoding(ABC):
@@ -116,13 +122,25 @@ class Decoding(ABC):
 
     Class attributes:
         needs_assistant: whether log-probabilities of a sequential recommender enter.
+        searches: the searches that it goes with.
+        normalisations: the settings of ``normalisation`` that mean something for it.
+        penalises_length: whether ``length_penalty`` means anything for it.
     """
 
     needs_assistant: ClassVar[bool] = False
+    searches: ClassVar[tuple[str, ...]] = ("beam", "exact")
+    normalisations: ClassVar[tuple[str, ...]] = ("vocabulary",)
+    penalises_length: ClassVar[bool] = False
 
     def search_key(self, settings: DecodingSettings, search: str = "beam") -> tuple[Any, ...]:
         """Equal keys: one search's pool serves both (same model, examples, beams and ``k`` understood)."""
-        return (search, "log_p", settings.duplicate_titles)
+        return (search, "log_p", settings.duplicate_titles, settings.normalisation)
+
+    def beam_search(self) -> Callable[..., Pool]:
+        """The function behind ``search: beam``, called as :func:`flr_bench.lm.search.beam_search`."""
+        from flr_bench.lm.search import beam_search
+
+        return beam_search
 
     def path_score(
         self,
@@ -142,7 +160,11 @@ class Decoding(ABC):
         """
         from flr_bench.lm.search import PathScore
 
-        return PathScore(share=settings.duplicate_titles == "share")
+        return PathScore(share=settings.duplicate_titles == "share", normalisation=settings.normalisation)
+
+    def measure(self, scores: Float32s) -> Mapping[str, float]:  # noqa: ARG002 (for decodings that have one)
+        """Further measurements of a ranking with these scores, ``[n, k]``."""
+        return {}
 
     @abstractmethod
     def score(self, candidates: Candidates, settings: DecodingSettings) -> Floats:
@@ -152,6 +174,8 @@ class Decoding(ABC):
 @DECODINGS.register("plain")
 class Plain(Decoding):
     """Log p(title), shared among the items of that title: what D3 without its assistant is [C]."""
+
+    normalisations: ClassVar[tuple[str, ...]] = ("vocabulary", "allowed")
 
     def score(self, candidates: Candidates, settings: DecodingSettings) -> Floats:  # noqa: ARG002
         """Log p(title) - log m."""
@@ -163,15 +187,18 @@ class LengthNormalised(Decoding):
     """Log p(title) / length**λ, as BIGRec and LatentR3 decode [C]; favours long titles of near-certain tokens.
 
     The beam search is that of ``plain``, and all its finished titles are compared: the stopping rule
-    of ``generate`` is not imitated.  An exact search bounds what is below a node by the longest
-    title there [I].
+    of ``generate`` is not imitated (``length_normalised_published`` does so).  An exact search bounds
+    what is below a node by the longest title there [I].
     """
+
+    normalisations: ClassVar[tuple[str, ...]] = ("vocabulary", "allowed")
+    penalises_length: ClassVar[bool] = True
 
     def search_key(self, settings: DecodingSettings, search: str = "beam") -> tuple[Any, ...]:
         """As ``plain`` for beams; an exact search is its own."""
         if search == "beam":
             return super().search_key(settings, search)
-        return (search, "length_normalised", settings.duplicate_titles, settings.length_penalty)
+        return (*super().search_key(settings, search), "length_normalised", settings.length_penalty)
 
     def path_score(
         self,
@@ -188,6 +215,55 @@ class LengthNormalised(Decoding):
     def score(self, candidates: Candidates, settings: DecodingSettings) -> Floats:
         """(Log p(title) - log m) / length**λ: the item's own probability is what is normalised."""
         return (candidates.log_p - candidates.log_m) / candidates.lengths.astype(np.float64) ** settings.length_penalty
+
+
+@DECODINGS.register("length_normalised_published")
+class LengthNormalisedPublished(LengthNormalised):
+    """As ``length_normalised``, over the titles that ``generate`` of ``transformers`` finds: published code [C].
+
+    Its beam search loses titles and stops early (:mod:`flr_bench.lm.published_beam` says how); what
+    that costs is the difference from ``length_normalised``.  Where it ends with fewer than ``k``
+    items, the best of the other titles that it saw ending follow, their scores lowered by
+    :data:`flr_bench.lm.published_beam.FILLED`; the measurement ``filled`` is the share of examples
+    in which one stands in the ranking.  Items that share a title: as ``duplicate_titles`` says.
+    """
+
+    searches: ClassVar[tuple[str, ...]] = ("beam",)
+
+    def search_key(self, settings: DecodingSettings, search: str = "beam") -> tuple[Any, ...]:
+        """A search of its own for each λ, which decides when it stops."""
+        return (search, "published", settings.length_penalty, settings.normalisation)
+
+    def beam_search(self) -> Callable[..., Pool]:
+        """:func:`flr_bench.lm.published_beam.published_beam_search`."""
+        from flr_bench.lm.published_beam import published_beam_search
+
+        return published_beam_search
+
+    def path_score(
+        self,
+        trie: ItemTrie,  # noqa: ARG002
+        settings: DecodingSettings,
+        assistant: Float32s | None = None,  # noqa: ARG002
+        *,
+        search: str = "beam",  # noqa: ARG002
+    ) -> PathScore:
+        """λ and normalisation."""
+        from flr_bench.lm.search import PathScore
+
+        return PathScore(length_penalty=settings.length_penalty, normalisation=settings.normalisation)
+
+    def score(self, candidates: Candidates, settings: DecodingSettings) -> Floats:
+        """As ``length_normalised``; items of titles that fill up stand behind the others."""
+        from flr_bench.lm.published_beam import FILLED
+
+        return super().score(candidates, settings) - FILLED * (candidates.found < -FILLED / 2)
+
+    def measure(self, scores: Float32s) -> Mapping[str, float]:
+        """``filled``: share of the examples whose ranking holds a title that ``generate`` would not have given."""
+        from flr_bench.lm.published_beam import FILLED
+
+        return {"filled": float((scores[:, -1] < -FILLED / 2).mean()) if len(scores) else 0.0}
 
 
 @DECODINGS.register("d3")
@@ -271,6 +347,7 @@ def candidates_of(
         log_m=log_m,
         lengths=pool.lengths[pool.titles >= 0].astype(np.int64)[source],
         log_assistant=np.zeros(len(rows)) if assistant is None else assistant[rows, items].astype(np.float64),
+        found=pool.scores[pool.titles >= 0][source],
     )
 
 
@@ -297,7 +374,8 @@ def rank_pool(
         ``k`` distinct items for each example; measurements ``proven`` (share of examples whose
         ranking is proven, for the search's own score), ``expanded`` (nodes run, mean over
         examples) and ``tied`` (share of examples in which the k-th and the next candidate
-        are equal, so that the seed decides).
+        are equal, so that the seed decides), and those of :meth:`Decoding.measure`;
+        ``proven`` and ``expanded`` also per example.
 
     Raises:
         UsageError: ``k`` exceeds the catalog, or the pool has fewer items than ``k``.
@@ -327,7 +405,9 @@ def rank_pool(
             "proven": float(pool.proven.mean()) if len(pool) else 0.0,
             "expanded": float(pool.expanded.mean()) if len(pool) else 0.0,
             "tied": float(tied.mean()) if len(pool) else 0.0,
+            **decoding.measure(scores[best]),
         },
+        per_example={"proven": pool.proven, "expanded": pool.expanded},
     )
 
 

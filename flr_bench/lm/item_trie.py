@@ -8,7 +8,11 @@ cumulative sums, for any number of nodes at once.
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import tempfile
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,9 +20,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flr_bench.errors import DataError
+from flr_bench.errors import DamagedFileError, DataError
 
 Ints = npt.NDArray[np.int64]
+
+FORMAT = 1
+"""Number of the stored form; raised whenever a field is added or means something else."""
+
+CACHED_FROM = 100_000
+"""Catalogs with fewer distinct titles are built anew each time, which takes less than a second."""
+
+_log = logging.getLogger("flr_bench.lm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +115,9 @@ class ItemTrie:
         offsets = np.asarray(offsets, dtype=np.int64)
         lengths = np.diff(offsets)
         _check(lengths, title_of_item)
-        order = _lexicographic_order(flat, offsets[:-1], lengths)
+        order = lexicographic_order(flat, offsets[:-1], lengths)
         starts, lengths = offsets[:-1][order], lengths[order]
-        common = _common_with_previous(flat, starts, lengths)
+        common = common_with_previous(flat, starts, lengths)
         if (same := np.flatnonzero(common[1:] == lengths[1:])).size and (lengths[same] == lengths[same + 1]).any():
             row = same[lengths[same] == lengths[same + 1]][0]
             raise DataError(f"titles {order[row]} and {order[row + 1]} have the same tokens; titles must be distinct")
@@ -124,6 +136,92 @@ class ItemTrie:
             "item_start": item_start,
         }
         return cls(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in columns.items()})
+
+    @classmethod
+    def cached(
+        cls,
+        tokens: npt.NDArray[np.integer[Any]],
+        offsets: Ints,
+        title_of_item: npt.NDArray[np.integer[Any]],
+        cache: Path | None,
+    ) -> Self:
+        """The trie from ``cache/tries``, or built and stored there; small catalogs are always built.
+
+        A file that is damaged or holds another trie is replaced, with one warning.
+
+        Args:
+            tokens: as in :meth:`build`.
+            offsets: as in :meth:`build`.
+            title_of_item: as in :meth:`build`.
+            cache: the cache folder; ``None`` stores nothing.
+
+        Raises:
+            DataError: as in :meth:`build`.
+        """
+        if cache is None or len(offsets) - 1 < CACHED_FROM:
+            return cls.build(tokens, offsets, title_of_item)
+        from safetensors import SafetensorError
+
+        checksum = source_checksum(tokens, offsets, title_of_item)
+        path = cache / "tries" / f"{checksum}.safetensors"
+        if path.is_file():
+            try:
+                return cls.load(path, checksum)
+            except DamagedFileError as error:
+                _log.warning("%s; it is built anew", error)
+        trie = cls.build(tokens, offsets, title_of_item)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            trie.save(path, checksum)
+        except (OSError, SafetensorError) as error:  # also a full disk, as safetensors tells it
+            _log.warning("the item trie cannot be stored as '%s' (%s); it is built anew next time", path, error)
+        return trie
+
+    def save(self, path: Path, checksum: str) -> None:
+        """Write the trie, whole or not at all, as int32 wherever a field's values allow.
+
+        Args:
+            path: a safetensors file in an existing folder.
+            checksum: :func:`source_checksum` of what the trie was built from.
+
+        Raises:
+            OSError, SafetensorError: the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        columns = {field.name: _narrow(getattr(self, field.name).cpu()).contiguous() for field in fields(self)}
+        metadata = {"format": str(FORMAT), "source": checksum, "content": _content_checksum(columns)}
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trie-") as folder:
+            temporary = Path(folder) / path.name
+            save_file(columns, temporary, metadata)
+            temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, checksum: str) -> Self:
+        """Read a stored trie, on the CPU.
+
+        Args:
+            path: what :meth:`save` wrote.
+            checksum: :func:`source_checksum` of what it must have been built from.
+
+        Raises:
+            DamagedFileError: the file is missing, damaged, of another format, or of other titles.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise DamagedFileError(f"the stored item trie '{path}' is missing or damaged") from error
+        if metadata.get("format") != str(FORMAT) or set(columns) != {field.name for field in fields(cls)}:
+            raise DamagedFileError(f"'{path}' is no item trie of format {FORMAT}")
+        if metadata.get("source") != checksum:
+            raise DamagedFileError(f"the stored item trie '{path}' is one of other titles")
+        if metadata.get("content") != _content_checksum(columns):
+            raise DamagedFileError(f"the stored item trie '{path}' is damaged")
+        return cls(**{name: value.long() for name, value in columns.items()})
 
     def leaf_masses(self, item_log_probabilities: Tensor) -> Tensor:
         """Cumulative probability over leaves: the mass below a node is ``c[leaf_high] - c[leaf_low]``.
@@ -150,6 +248,33 @@ class ItemTrie:
         return best.scatter_reduce(1, index, values[:, self.item_of_leaf_order], "amax")
 
 
+def source_checksum(
+    tokens: npt.NDArray[np.integer[Any]], offsets: Ints, title_of_item: npt.NDArray[np.integer[Any]]
+) -> str:
+    """Checksum of what a trie is built from (arguments as in :meth:`ItemTrie.build`), 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for values in (tokens, offsets, title_of_item):
+        column = np.ascontiguousarray(values, dtype="<i8")
+        digest.update(len(column).to_bytes(8, "little"))
+        digest.update(column.data)
+    return digest.hexdigest()
+
+
+def _content_checksum(columns: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        digest.update(f"{name} {columns[name].dtype} {tuple(columns[name].shape)}".encode())
+        digest.update(columns[name].numpy().data)
+    return digest.hexdigest()
+
+
+def _narrow(values: Tensor) -> Tensor:
+    """As int32 if all values fit."""
+    limits = torch.iinfo(torch.int32)
+    fits = not len(values) or (int(values.min()) >= limits.min and int(values.max()) <= limits.max)
+    return values.to(torch.int32) if fits else values
+
+
 def _check(lengths: Ints, title_of_item: npt.NDArray[np.integer[Any]]) -> None:
     if len(lengths) == 0:
         raise DataError("there are no titles to build a trie from; the catalog is empty")
@@ -160,7 +285,7 @@ def _check(lengths: Ints, title_of_item: npt.NDArray[np.integer[Any]]) -> None:
         raise DataError("title_of_item must name every title at least once, and no other")
 
 
-def _lexicographic_order(tokens: Ints, starts: Ints, lengths: Ints) -> Ints:
+def lexicographic_order(tokens: Ints, starts: Ints, lengths: Ints) -> Ints:
     """Titles in lexicographic order of their tokens, a prefix before its extensions: radix sort from the last column.
 
     At each column only the titles that reach it take part, so the work is that of the tokens.
@@ -175,7 +300,7 @@ def _lexicographic_order(tokens: Ints, starts: Ints, lengths: Ints) -> Ints:
     return active
 
 
-def _common_with_previous(tokens: Ints, starts: Ints, lengths: Ints) -> Ints:
+def common_with_previous(tokens: Ints, starts: Ints, lengths: Ints) -> Ints:
     """Length of the common prefix of each title with the one before it in sorted order."""
     common = np.zeros(len(starts), dtype=np.int64)
     shorter = np.minimum(lengths[1:], lengths[:-1])

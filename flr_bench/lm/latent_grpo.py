@@ -17,9 +17,9 @@ easier.  An effect of this stage therefore means little without the rows ``basel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,13 @@ from torch import Tensor
 from flr_bench.errors import UsageError
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.branching import EncodedPrompts
-from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.checkpoint import Checkpoints
+from flr_bench.lm.memory import Passes, row_passes
+from flr_bench.lm.model import AtWeights, LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
 from flr_bench.lm.reasoner import Thought, module_generator
-from flr_bench.lm.training import BestEpoch, Reporter, TrainingLog, Updater, Watch
+from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, train
 
 EPSILON = 1e-6
 
@@ -193,6 +196,9 @@ class GrpoJob:
         micro_batch_tokens: padded prompt tokens per pass at most.
         penalties: weight of each of the reasoner's penalties by name; absent ones count 0.
         rank_reward: computes the reward ``reciprocal_rank``; needed for that one only.
+        fused_optimizer: as in :class:`~flr_bench.lm.params.SftParams`.
+        checkpoints: where the fit is kept against interruption.
+        group: the processes that train together; every batch is divided over them.
     """
 
     params: LatentGrpoParams
@@ -205,6 +211,9 @@ class GrpoJob:
     micro_batch_tokens: int = 8192
     penalties: Mapping[str, float] = field(default_factory=dict)
     rank_reward: RankReward | None = None
+    fused_optimizer: bool = False
+    checkpoints: Checkpoints | None = None
+    group: Group = ALONE
 
 
 @dataclass(eq=False)
@@ -219,9 +228,32 @@ class _Pass:
     old_mean: Tensor
     noise: Tensor  # [b, G, ...], member 0 without
     old_log_p: Tensor  # [b, G, L]
+    stale: bool = False  # whether it has to think again before its thought is used
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def halves(self) -> tuple[_Pass, _Pass]:
+        """The pass in two, where memory does not suffice for it whole; each has to think again."""
+        middle = -(-len(self) // 2)
+        return self._some(slice(None, middle)), self._some(slice(middle, None))
+
+    def _some(self, which: slice) -> _Pass:
+        index = torch.arange(len(self), device=self.places.device)[which]
+        return _Pass(
+            places=self.places[which],
+            batch=self.batch.part(which),
+            prompts=self.prompts.rows(index),
+            thought=self.thought,
+            mean=self.old_mean[which],
+            old_mean=self.old_mean[which],
+            noise=self.noise[which],
+            old_log_p=self.old_log_p[which],
+            stale=True,
+        )
 
 
-class LatentGrpo:
+class LatentGrpo(Stage):
     """One reinforcement stage; :meth:`update` is one batch, :meth:`train` all of them.
 
     Args:
@@ -229,117 +261,152 @@ class LatentGrpo:
         job: what to train on.
     """
 
+    shown = "reward"
+
     def __init__(self, model: LatentModel, job: GrpoJob) -> None:
         """Draw noise and shuffles from generators of their own."""
         self.model = model
         self.job = job
         self.params = job.params
+        self.group = job.group
         self.clip = Clip(job.params.clip_low, job.params.clip_high)
         self.noise = module_generator(job.seed, "grpo.noise")
         self.shuffle = module_generator(job.seed, "grpo.shuffle")
         self.scores = job.params.estimator == "gaussian_score"
         self._embedding_rms = model.embedding_rms
+        # Graphs of all passes are held until the advantages are known, unless memory has run out over it.
+        self._holds_graphs = not self.scores
+        self._valid: AtWeights[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = AtWeights(model.reasoner)
+        parts, updates = job.params.validations, -(-len(job.data) // job.params.batch_size)
+        self._stops = {round(updates * part / parts) for part in range(1, parts + 1)}
 
     def train(self) -> TrainingLog:
         """Train; leaves the best epoch's weights.
 
         Returns:
-            Curves over fractions of epochs: ``valid_nll`` and ``valid_reward`` (noise-free, mean over
-            examples), ``reward`` (noise-free, RL prompts), ``reward_spread`` (standard deviation within
-            groups), ``between_prompt_share``, ``advantage_norm``, ``noise_over_thought``,
-            ``noise_over_embeddings``, ``gradient_norm``, ``penalty_<name>``.
+            Curves over fractions of epochs.  At validations: ``valid_nll`` and ``valid_reward`` (noise-free,
+            mean over examples).  At every update: ``reward`` (noise-free, mean over its prompts), ``reward_mean``
+            (over all members), ``reward_spread`` (standard deviation within groups), ``between_prompt_share``,
+            ``advantage_norm``, ``noise_over_thought``, ``noise_over_embeddings``, ``gradient_norm``,
+            ``penalty_<name>``.
 
         Raises:
             TrainingDiverged: the gradient is no longer finite.
         """
-        data, params, log = self.job.data, self.params, TrainingLog()
-        batches = -(-len(data) // params.batch_size)
-        total = batches * self.job.budget.epochs * params.inner_iterations
+        params, course = self.params, self._course()
+        total = course.updates * self.job.budget.epochs * params.inner_iterations
         updater = Updater(
             [(self.model.reasoner.parameters(), params.learning_rate)],
             weight_decay=0.0,
             warmup=round(params.warmup * total),
             total=total,
             max_norm=params.max_gradient_norm,
+            fused=self.job.fused_optimizer,
+            group=self.group,
         )
-        best = BestEpoch(updater.parameters, self.job.watch, self.job.budget.patience)
-        report = Reporter(self.job.budget, self.job.progress, batches)
-        generator = np.random.default_rng([self.job.seed, 2])
-        stops = {round(batches * part / params.validations) for part in range(1, params.validations + 1)}
-        self.model.eval()
-        self._validate(log, 0.0)
-        for epoch in range(1, self.job.budget.epochs + 1):
-            order = generator.permutation(len(data))
-            window: list[dict[str, float]] = []
-            for step in range(1, batches + 1):
-                rows = order[(step - 1) * params.batch_size : step * params.batch_size]
-                window.append(self.update(updater, rows))
-                report(epoch, step, reward=window[-1]["reward"])
-                if step in stops:
-                    self._note(log, epoch - 1 + step / batches, window)
-                    window = []
-            value, stop = best.update(epoch)
-            if self.job.watch.name != "nll":
-                log.note(f"valid_{self.job.watch.name}", epoch, value)
-            log.epochs = epoch
-            if stop:
-                log.stopped_by = "patience"
-                break
-        best.restore()
-        log.best_epoch = best.epoch
-        return log
+        return train(self, course, updater)
 
-    def _note(self, log: TrainingLog, epoch: float, window: list[dict[str, float]]) -> None:
-        for name in window[0] if window else ():
-            log.note(name, epoch, float(np.mean([figures[name] for figures in window])))
-        self._validate(log, epoch)
+    def _course(self) -> Course:
+        return Course(
+            examples=len(self.job.data),
+            batch_size=self.params.batch_size,
+            order=np.random.default_rng([self.job.seed, 2]),
+            watch=self.job.watch,
+            budget=self.job.budget,
+            progress=self.job.progress,
+            checkpoints=self.job.checkpoints,
+        )
+
+    @property
+    def generators(self) -> Mapping[str, torch.Generator]:
+        """Those of the noise and of shuffled signs."""
+        return {"noise": self.noise, "shuffle": self.shuffle}
+
+    def state(self) -> Mapping[str, Any]:
+        """What did not fit into memory."""
+        return {"memory": self.model.memory.state(), "holds_graphs": self._holds_graphs}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier :meth:`state`."""
+        self.model.memory.resume(state["memory"])
+        self._holds_graphs = bool(state["holds_graphs"])
+
+    def begin(self, log: TrainingLog) -> None:
+        """Note the validation figures before training."""
+        self.begin_epoch()
+        self._validate(log, 0.0)
+
+    def begin_epoch(self) -> None:
+        """The backbone is frozen: no dropout."""
+        self.model.eval()
+
+    def note_update(self, log: TrainingLog, epoch: float, step: int, figures: Mapping[str, float]) -> None:
+        """Every update's figures are noted; so many times an epoch valid is."""
+        for name, value in figures.items():
+            log.note(name, epoch, value)
+        if step in self._stops:
+            self._validate(log, epoch)
+
+    def note_epoch(self, log: TrainingLog, epoch: int, means: Mapping[str, float], watched: float) -> None:
+        """Note what was watched, where that is not noted anyway."""
+        del means
+        if self.job.watch.name != "nll":
+            log.note(f"valid_{self.job.watch.name}", epoch, watched)
 
     def _validate(self, log: TrainingLog, epoch: float) -> None:
         nll, reward = self.evaluate(self.job.valid)
         log.note("valid_nll", epoch, float(nll.mean()))
         log.note("valid_reward", epoch, float(reward.mean()))
 
-    @torch.no_grad()
     def evaluate(self, data: TargetExamples) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Total negative log-likelihood in nats and noise-free reward of each example, both ``[n]``."""
+        """Total negative log-likelihood in nats and noise-free reward of each example, both ``[n]``.
+
+        Those of the job's valid examples are remembered until the reasoner's weights change.
+        """
+        if data is self.job.valid:
+            return self._valid(lambda: self._evaluate(data))
+        return self._evaluate(data)
+
+    @torch.no_grad()
+    def _evaluate(self, data: TargetExamples) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        self.model.eval()
         nll, reward = np.zeros(len(data)), np.zeros(len(data))
-        for batch in data.batches(np.arange(len(data)), self.job.micro_batch_tokens, self.model.device):
+
+        def run(rows: npt.NDArray[np.int64]) -> None:
+            batch = data.batch(rows, self.model.device)
             with self.model.autocast():
                 prompts = self.model.encode(batch)
                 tokens = self.model.think(prompts, batch.item_spans).tokens[:, None]
                 log_p = self._log_p(prompts, tokens, batch)
                 rewards = self._rewards(prompts, tokens, batch, log_p)
-            nll[batch.rows] = -log_p[:, 0].double().sum(-1).cpu().numpy()
-            reward[batch.rows] = rewards[:, 0].cpu().numpy()
-        return nll, reward
+            nll[rows] = -log_p[:, 0].double().sum(-1).cpu().numpy()
+            reward[rows] = rewards[:, 0].cpu().numpy()
+
+        groups = length_groups(data.lengths, self.job.micro_batch_tokens, self.group)
+        self.model.memory.each(groups, run, row_passes("validation", "micro_batch_tokens", data.lengths))
+        return self.group.sum_array(nll), self.group.sum_array(reward)
 
     def update(self, updater: Updater, rows: npt.NDArray[np.int64]) -> dict[str, float]:
-        """All inner iterations on one batch of prompts; returns the figures of the first."""
+        """All inner iterations on one batch of prompts; returns the figures of the first.
+
+        Each process runs its share of the prompts; noise, rewards, advantages and figures are the whole batch's.
+        """
         passes = self._encode(rows)
         sigma, figures = self._sample(passes, len(rows))
         rewards = torch.zeros(len(rows), self.params.group_size, dtype=torch.float64, device=self.model.device)
-        log_ps = []
-        for part in passes:
-            tokens = self._members(part)
-            with self.model.autocast(), torch.set_grad_enabled(not self.scores):
-                log_ps.append(self._log_p(part.prompts, tokens, part.batch))
-            part.old_log_p = log_ps[-1].detach()
-            rewards[part.places] = self._rewards(part.prompts, tokens.detach(), part.batch, part.old_log_p).double()
-        advantage = self._advantages(rewards)
+        passes, log_ps = self._score(passes, rewards)
+        advantage = self._advantages(self.group.sum_(rewards))
         figures |= self._reward_figures(rewards, advantage)
         for iteration in range(self.params.inner_iterations):
-            if iteration:
-                log_ps = [self._again(part) for part in passes]
             updater.zero()
-            penalties = self._backward(passes, log_ps, advantage, sigma)
+            passes, penalties = self._backward(updater, passes, log_ps, advantage, sigma)
             norm = updater.step()
             if iteration == 0:
-                figures |= penalties | {"gradient_norm": norm}
+                figures |= self.group.sum_figures(penalties) | {"gradient_norm": norm}
         return figures
 
     def _encode(self, rows: npt.NDArray[np.int64]) -> list[_Pass]:
-        passes = []
-        for part in length_groups(self.job.data.lengths[rows], self.job.micro_batch_tokens):
+        def run(part: npt.NDArray[np.int64]) -> _Pass:
             batch = self.job.data.batch(rows[part], self.model.device)
             with self.model.autocast():
                 prompts = self.model.encode(batch)
@@ -347,46 +414,92 @@ class LatentGrpo:
             mean = self.model.reasoner.policy_mean(thought, self.params.noise_on)
             places = torch.from_numpy(part).to(self.model.device)
             none = mean.new_zeros(0)
-            passes.append(_Pass(places, batch, prompts, thought, mean, mean.detach(), none, none))
-        return passes
+            return _Pass(places, batch, prompts, thought, mean, mean.detach(), none, none)
+
+        lengths = self.job.data.lengths[rows]
+        groups = length_groups(lengths, self.job.micro_batch_tokens, self.group)
+        return self.model.memory.each(groups, run, row_passes("training", "micro_batch_tokens", lengths))
+
+    def _score(self, passes: list[_Pass], rewards: Tensor) -> tuple[list[_Pass], dict[_Pass, Tensor]]:
+        """Score the members of every pass, for ``rewards`` and ``old_log_p``.
+
+        Returns:
+            The passes, more of them where memory did not suffice, and of each the log-probabilities with
+            their graph, where those are held.
+        """
+        held: dict[_Pass, Tensor] = {}
+
+        def run(part: _Pass) -> _Pass:
+            if part.stale:
+                self._think_again(part)
+            tokens = self._members(part)
+            with self.model.autocast(), torch.set_grad_enabled(self._holds_graphs):
+                log_p = self._log_p(part.prompts, tokens, part.batch)
+            part.old_log_p = log_p.detach()
+            rewards[part.places] = self._rewards(part.prompts, tokens.detach(), part.batch, part.old_log_p).double()
+            if self._holds_graphs:
+                held[part] = log_p
+            return part
+
+        def start_over() -> None:
+            # What filled the memory may be the graphs of earlier passes: from now on one pass has one at a time.
+            self._holds_graphs = False
+            held.clear()
+
+        return self.model.memory.each(passes, run, _SCORING, start_over=start_over), held
 
     def _think(self, prompts: EncodedPrompts, batch: TargetBatch) -> Thought:
         return self.model.think(prompts, batch.item_spans, detach_upstream=self.params.noise_on == "factors")
 
     def _sample(self, passes: list[_Pass], prompts: int) -> tuple[Tensor, dict[str, float]]:
         """Draw the noise of the whole batch, in the order of its prompts whatever the passes."""
-        square = sum(part.old_mean.double().square().sum() for part in passes)
-        rms = (square / sum(part.old_mean.numel() for part in passes)).sqrt().float()  # type: ignore[union-attr]
+        rms = self._rms(part.old_mean for part in passes).float()
         scale = self.params.noise_absolute
         sigma = rms * self.params.noise_scale if scale is None else torch.full_like(rms, scale)
-        shape = (prompts, self.params.group_size, *passes[0].mean.shape[1:])
-        unit = torch.randn(shape, generator=self.noise)
+        # A process without a prompt in a small batch draws like the others: its next batch needs the same state.
+        shapes = self.group.gather(tuple(passes[0].mean.shape[1:]) if passes else None)
+        latent = next(shape for shape in shapes if shape is not None)
+        unit = torch.randn((prompts, self.params.group_size, *latent), generator=self.noise)
         unit[:, 0] = 0
         for part in passes:
             part.noise = (unit[part.places.cpu()].to(rms.device) * sigma).to(part.mean.dtype)
-        thoughts = torch.cat([part.thought.tokens.detach().double().flatten() for part in passes])
+        thought = float(self._rms(part.thought.tokens for part in passes))
         added = float(sigma) if self.params.noise_on == "thought" else self._added_to_thought(passes)
         return sigma, {
-            "noise_over_thought": added / max(float(thoughts.square().mean().sqrt()), EPSILON),
+            "noise_over_thought": added / max(thought, EPSILON),
             "noise_over_embeddings": added / max(self._embedding_rms, EPSILON),
         }
 
     @torch.no_grad()
     def _added_to_thought(self, passes: list[_Pass]) -> float:
         """Root mean square of what noise on the factors adds to the thought, over the noisy members."""
-        moved = [self._members(part)[:, 1:] - part.thought.tokens[:, None] for part in passes]
-        return float(torch.cat([move.double().flatten() for move in moved]).square().mean().sqrt())
+        return float(self._rms(self._members(part)[:, 1:] - part.thought.tokens[:, None] for part in passes))
+
+    @torch.no_grad()
+    def _rms(self, parts: Iterable[Tensor]) -> Tensor:
+        """Root mean square of the entries of all processes' tensors, float64 on the model's device."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
+        for part in parts:
+            total += torch.stack([part.double().square().sum(), total.new_tensor(part.numel())])
+        square, count = self.group.sum_(total)
+        return cast(Tensor, (square / count).sqrt())
 
     def _members(self, part: _Pass) -> Tensor:
         """Thought tokens of the group, ``[b, G, T, d]``; the gradient flows unless scores are used."""
         mean = part.mean.detach() if self.scores else part.mean
         return self.model.reasoner.from_policy(part.thought, mean[:, None] + part.noise, self.params.noise_on)
 
-    def _again(self, part: _Pass) -> Tensor:
-        """Think and, for ``target_likelihood``, score once more with the weights as they are now."""
+    def _think_again(self, part: _Pass) -> None:
+        """Think once more with the weights as they are now."""
         with self.model.autocast():
             part.thought = self._think(part.prompts, part.batch)
-            part.mean = self.model.reasoner.policy_mean(part.thought, self.params.noise_on)
+        part.mean = self.model.reasoner.policy_mean(part.thought, self.params.noise_on)
+        part.stale = False
+
+    def _again(self, part: _Pass) -> Tensor:
+        """Think and, for ``target_likelihood``, score once more with the weights as they are now."""
+        self._think_again(part)
+        with self.model.autocast():
             return part.old_log_p if self.scores else self._log_p(part.prompts, self._members(part), part.batch)
 
     def _log_p(self, prompts: EncodedPrompts, tokens: Tensor, batch: TargetBatch) -> Tensor:
@@ -413,30 +526,76 @@ class LatentGrpo:
         counted = advantage[:, 1:] if self.scores else advantage
         return {
             "reward": float(rewards[:, 0].mean()),
+            "reward_mean": float(rewards.mean()),
             "reward_spread": float(rewards.std(-1, correction=0).mean()),
             "between_prompt_share": between_prompt_share(counted),
             "advantage_norm": float(counted.norm()),
         }
 
     def _backward(
-        self, passes: list[_Pass], log_ps: list[Tensor], advantage: Tensor, sigma: Tensor
-    ) -> dict[str, float]:
-        """Gradients of the whole batch's loss, pass by pass; returns the unweighted penalties."""
+        self,
+        updater: Updater,
+        passes: list[_Pass],
+        held: dict[_Pass, Tensor],
+        advantage: Tensor,
+        sigma: Tensor,
+    ) -> tuple[list[_Pass], dict[str, float]]:
+        """Gradients of the whole batch's loss, pass by pass.
+
+        Args:
+            updater: forgets the gradients where a pass fails midway.
+            passes: the batch's passes.
+            held: log-probabilities with their graphs of fresh passes, used up; the others score again.
+            advantage: ``[N, G]``.
+            sigma: the noise's standard deviation.
+
+        Returns:
+            The passes, more of them where memory did not suffice, and the unweighted penalties.
+        """
+
+        def run(part: _Pass) -> tuple[_Pass, dict[str, float]]:
+            log_p = held.pop(part) if part in held else self._fresh(part)
+            part.stale = True
+            return part, self._backward_pass(part, log_p, advantage, sigma)
+
+        def start_over() -> None:
+            held.clear()
+            updater.zero()
+
+        found = self.model.memory.each(passes, run, _SCORING, start_over=start_over)
         figures: dict[str, float] = {}
-        prompts = len(advantage)
-        for part, log_p in zip(passes, log_ps, strict=True):
-            own = advantage[part.places]
-            if self.scores:
-                samples = part.old_mean[:, None] + part.noise
-                loss = score_loss(samples, part.mean, part.old_mean, sigma, own, self.clip)
-            else:
-                loss = likelihood_loss(log_p, part.old_log_p, own, part.batch.target_mask, self.clip)
-            loss = loss / prompts
-            share = len(part.batch) / prompts
-            for name, value in self.model.reasoner.penalties(part.thought).items():
-                weight = self.job.penalties.get(name, 0.0)
-                if weight:
-                    loss = loss + weight * share * value
-                figures[f"penalty_{name}"] = figures.get(f"penalty_{name}", 0.0) + float(value.detach()) * share
-            torch.autograd.backward(loss)
+        for _, penalties in found:
+            for name, value in penalties.items():
+                figures[name] = figures.get(name, 0.0) + value
+        return [part for part, _ in found], figures
+
+    def _fresh(self, part: _Pass) -> Tensor:
+        """Log-probabilities for the loss: scored again where the pass's graph is used up or was not held."""
+        return part.old_log_p if self.scores and not part.stale else self._again(part)
+
+    def _backward_pass(self, part: _Pass, log_p: Tensor, advantage: Tensor, sigma: Tensor) -> dict[str, float]:
+        """Add the gradient of one pass's share of the loss; returns its share of the penalties."""
+        own, prompts = advantage[part.places], len(advantage)
+        if self.scores:
+            samples = part.old_mean[:, None] + part.noise
+            loss = score_loss(samples, part.mean, part.old_mean, sigma, own, self.clip)
+        else:
+            loss = likelihood_loss(log_p, part.old_log_p, own, part.batch.target_mask, self.clip)
+        loss = loss / prompts
+        share, figures = len(part.batch) / prompts, {}
+        for name, value in self.model.reasoner.penalties(part.thought).items():
+            weight = self.job.penalties.get(name, 0.0)
+            if weight:
+                loss = loss + weight * share * value
+            figures[f"penalty_{name}"] = float(value.detach()) * share
+        torch.autograd.backward(loss)
         return figures
+
+
+_SCORING: Passes[_Pass] = Passes(
+    what="training",
+    lower="micro_batch_tokens",
+    longest=lambda part: int(part.prompts.lengths.max()) + part.batch.target_ids.shape[1],
+    halve=_Pass.halves,
+)
+"""Passes over encoded prompts and the members of their groups."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flr_bench.lm.branching import EncodedPrompts, chains, encode_prompts, run_branches, token_embeddings
+from flr_bench.lm.cross_entropy import frozen_head_log_probabilities
+from flr_bench.lm.encodings import PromptEncodings
+from flr_bench.lm.memory import MemoryGuard, row_passes
+from flr_bench.lm.parallel import ALONE, Group, is_sharded
 from flr_bench.lm.reasoner import Reasoner, Thought
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,10 @@ class TargetBatch:
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.rows)
+
+    def part(self, which: slice) -> TargetBatch:
+        """Some of the examples, padded as they are."""
+        return TargetBatch(*(getattr(self, column.name)[which] for column in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,23 +121,25 @@ def pad_rows(
     return matrix, mask
 
 
-def length_groups(lengths: Ints, max_tokens: int) -> list[Ints]:
+def length_groups(lengths: Ints, max_tokens: int, group: Group = ALONE, *, aligned: bool = False) -> list[Ints]:
     """Split rows into groups of similar length.
 
     Args:
         lengths: ``[n]`` tokens of each row.
         max_tokens: a group's size times its longest row stays within this, unless the row alone exceeds it.
+        group: processes over which the rows of each group are dealt out; only this one's are returned.
+        aligned: return as many groups on every process, empty ones too.
 
     Returns:
-        Indices into ``lengths``, longest rows first, each index once; deterministic.
+        Indices into ``lengths``, longest rows first, over all processes each index once; deterministic.
     """
     order = np.argsort(-lengths, kind="stable")
     groups, start = [], 0
     while start < len(order):
-        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
-        groups.append(order[start : start + size])
+        size = group.size * max(1, max_tokens // max(1, int(lengths[order[start]])))
+        groups.append(group.share(order[start : start + size]))
         start += size
-    return groups
+    return [own for own in groups if aligned or len(own)]
 
 
 class LatentModel(nn.Module):
@@ -139,6 +150,10 @@ class LatentModel(nn.Module):
         reasoner: makes the thought from the prompt's hidden states.
         trains_backbone: whether gradients flow into and through the prompt's encoding.
         precision: ``"bf16"`` runs the passes under bfloat16 autocast.
+
+    Attributes:
+        memory: splits the passes that exhaust the memory.
+        encodings: keeps encoded prompts while the backbone stays as it is; ``None``: each is encoded anew.
     """
 
     def __init__(
@@ -155,6 +170,12 @@ class LatentModel(nn.Module):
         self.reasoner = reasoner
         self.trains_backbone = trains_backbone
         self.precision = precision
+        self.encodings: PromptEncodings | None = None
+        self.memory = MemoryGuard(self._release)
+
+    def _release(self) -> None:
+        if self.encodings is not None:
+            self.encodings.drop()
 
     @property
     def device(self) -> torch.device:
@@ -167,6 +188,16 @@ class LatentModel(nn.Module):
         weight = cast(Any, self.language_model).get_input_embeddings().weight
         return float(weight.detach().float().square().mean().sqrt())
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the language model's layers are spread over several processes."""
+        return any(map(is_sharded, self.language_model.parameters()))
+
+    def without_gradients(self) -> AbstractContextManager[object]:
+        """The context of passes that nobody trains on."""
+        # Layers that are put together in inference mode could not be trained afterwards.
+        return torch.no_grad() if self.sharded else torch.inference_mode()
+
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
         if self.precision == "float32":
@@ -177,6 +208,8 @@ class LatentModel(nn.Module):
         """Run the prompts once; without a graph where the backbone is not trained."""
         if self.trains_backbone:
             return encode_prompts(self.language_model, batch.prompt_ids, batch.lengths)
+        if self.encodings is not None:
+            return self.encodings.encode(batch.prompt_ids, batch.lengths)
         with torch.no_grad():
             return encode_prompts(self.language_model, batch.prompt_ids, batch.lengths)
 
@@ -209,9 +242,16 @@ class LatentModel(nn.Module):
         hidden = self._before_targets(prompts, thoughts, target_ids)
         inside = target_mask[:, None].expand(hidden.shape[:-1])
         wanted = target_ids[:, None].expand(hidden.shape[:-1])[inside]
-        logits = cast(Any, self.language_model).get_output_embeddings()(hidden[inside])
-        log_p = -functional.cross_entropy(logits.float(), wanted, reduction="none")
+        log_p = self._head_log_probabilities(hidden[inside], wanted)
         return log_p.new_zeros(inside.shape).masked_scatter(inside, log_p)
+
+    def _head_log_probabilities(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        """Log-probability of each wanted token ``[n]`` after its hidden state ``[n, d]``, float32."""
+        head = cast(Any, self.language_model).get_output_embeddings()
+        constant = not (torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters()))
+        if constant and type(head) is nn.Linear and head.bias is None:
+            return frozen_head_log_probabilities(hidden, head.weight, wanted)
+        return -functional.cross_entropy(head(hidden).float(), wanted, reduction="none")
 
     def _before_targets(self, prompts: EncodedPrompts, thoughts: Tensor, target_ids: Tensor) -> Tensor:
         """Hidden states ``[B, G, L, d]`` that predict the target tokens."""
@@ -237,14 +277,49 @@ class LatentModel(nn.Module):
         return -log_p[:, 0], thought
 
 
-def validation_nll(model: LatentModel, data: TargetExamples, max_tokens: int) -> npt.NDArray[np.float64]:
-    """Each example's total negative log-likelihood of its target in nats, without penalties, ``[n]``."""
+def validation_nll(
+    model: LatentModel, data: TargetExamples, max_tokens: int, group: Group = ALONE
+) -> npt.NDArray[np.float64]:
+    """Each example's total negative log-likelihood of its target in nats, without penalties, ``[n]``.
+
+    Each process of ``group`` computes its share; all get all values.
+    """
     values = np.zeros(len(data))
     training = model.training
     model.eval()
-    with torch.inference_mode():
-        for batch in data.batches(np.arange(len(data)), max_tokens, model.device):
-            nll, _ = model.target_nll(batch)
-            values[batch.rows] = nll.double().sum(-1).cpu().numpy()
+
+    def run(rows: Ints) -> None:
+        # An empty pass keeps step with the other processes' on any row.
+        nll, _ = model.target_nll(data.batch(rows if len(rows) else np.arange(1), model.device))
+        values[rows] = nll.double().sum(-1).cpu().numpy()[: len(rows)]
+
+    with model.without_gradients():
+        groups = length_groups(data.lengths, max_tokens, group, aligned=model.sharded)
+        model.memory.each(groups, run, row_passes("validation", "micro_batch_tokens", data.lengths))
     model.train(training)
-    return values
+    return group.sum_array(values)
+
+
+class AtWeights(Generic[T]):
+    """Remembers what was last computed with a module's weights, until one of them changes.
+
+    Args:
+        module: whose parameters are compared; what is computed depends on nothing else that changes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Nothing is known yet."""
+        self._module = module
+        self._weights: list[Tensor] = []
+        self._value: T | None = None
+
+    def __call__(self, compute: Callable[[], T]) -> T:
+        """The remembered value, or a new one where weights (or their type) have changed."""
+        now = [parameter.detach() for parameter in self._module.parameters()]
+        same = len(now) == len(self._weights) and all(
+            one.dtype == other.dtype and torch.equal(one, other) for one, other in zip(now, self._weights, strict=True)
+        )
+        if self._value is None or not same:
+            self._value = compute()
+            self._weights = [weight.clone() for weight in now]
+        return self._value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,6 +18,9 @@ from flr_bench.errors import DataError, UnknownNameError, UsageError
 from flr_bench.interface import Catalog, Examples, Int32s, Int64s
 
 TemplateName = Literal["titles@1", "alpaca@1"]
+
+_TITLES_AT_ONCE = 10_000
+"""Titles handed to the tokenizer at a time."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,27 @@ class Pieces:
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Pieces:
         """Put sequences one after another."""
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        flat = [token for row in rows for token in row]
-        return cls(np.array(flat, dtype=np.int32), offsets)
+        offsets = _offsets(np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows)))
+        return cls(np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1])), offsets)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Pieces]) -> Pieces:
+        """The sequences of several, one after another."""
+        return Pieces(
+            np.concatenate([np.empty(0, dtype=np.int32), *(part.tokens for part in parts)]),
+            _offsets(np.concatenate([np.empty(0, dtype=np.int64), *(part.lengths for part in parts)])),
+        )
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Pieces:
+        """The sequences at ``rows``, in that order, repetition allowed."""
+        lengths = self.lengths[rows]
+        offsets = _offsets(lengths)
+        source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Pieces(self.tokens[source], offsets)
+
+    def closed(self, token: int) -> Pieces:
+        """Each sequence followed by ``token``."""
+        return Pieces(np.insert(self.tokens, self.offsets[1:], token), self.offsets + np.arange(len(self) + 1))
 
     def pad(self, rows: npt.NDArray[np.integer[Any]], fill: int = 0) -> tuple[Int64s, Int64s]:
         """The sequences at ``rows`` as a matrix, padded on the right.
@@ -156,30 +176,29 @@ class TokenizedCatalog:
         titles = catalog.distinct_titles
         for title in titles:
             if not title.strip() or "\n" in title or "\r" in title:
-                where = catalog.keys[catalog.titles.index(title)]
                 raise DataError(
-                    f"item '{where}' has the title {title!r}: empty titles and titles with line breaks cannot be "
-                    "shown to a language model; mend the source"
+                    f"item '{_key_of(catalog, title)}' has the title {title!r}: empty titles and titles with line "
+                    "breaks cannot be shown to a language model; mend the source"
                 )
-        first = _encode(tokenizer, titles, chosen.first)
-        later = first if chosen.later == chosen.first else _encode(tokenizer, titles, chosen.later)
-        targets = first if chosen.target == chosen.first else _encode(tokenizer, titles, chosen.target)
+        first = _encode_titles(tokenizer, catalog, chosen.first)
+        later = first if chosen.later == chosen.first else _encode_titles(tokenizer, catalog, chosen.later)
+        targets = first if chosen.target == chosen.first else _encode_titles(tokenizer, catalog, chosen.target)
         if chosen.closed:
             if tokenizer.eos_token_id is None:
                 raise UsageError(f"prompt '{name}' needs a tokenizer with an end-of-sequence token; use 'titles@1'")
-            targets = [[*row, tokenizer.eos_token_id] for row in targets]
-        _check_prefixes(titles, targets)
+            targets = targets.closed(tokenizer.eos_token_id)
+        _check_prefixes(catalog, targets)
         beginning = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        start = beginning + _encode(tokenizer, [chosen.start], "{}")[0]
-        stop = _encode(tokenizer, [chosen.stop], "{}")[0]
+        start = beginning + _encode_text(tokenizer, chosen.start)
+        stop = _encode_text(tokenizer, chosen.stop)
         rows = catalog.title_of_item
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         return cls(
             template=chosen,
             catalog=catalog,
-            first=Pieces.of([first[i] for i in rows]),
-            later=Pieces.of([later[i] for i in rows]),
-            targets=Pieces.of(targets),
+            first=first.take(rows),
+            later=later.take(rows),
+            targets=targets,
             start=np.array(start, dtype=np.int32),
             stop=np.array(stop, dtype=np.int32),
             pad_id=int(pad),
@@ -290,26 +309,68 @@ def _items_that_fit(examples: Examples, tokenized: TokenizedCatalog, room: int) 
     return cast(Int64s, np.sum((used <= room) & present, axis=1).astype(np.int64))
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], pattern: str) -> list[list[int]]:
-    """Tokenize ``pattern`` filled with each text and make sure that the tokens give the text back."""
-    filled = [pattern.format(text) if pattern != "{}" else text for text in texts]
-    ids: list[list[int]] = [list(row) for row in tokenizer(filled, add_special_tokens=False)["input_ids"]]
-    for text, row in zip(filled, ids, strict=True):
-        back = tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if back != text:
-            raise DataError(f"the tokenizer cannot represent {text!r}: it comes back as {back!r}; choose another one")
-    return ids
+def _encode_titles(tokenizer: Any, catalog: Catalog, pattern: str) -> Pieces:
+    """Tokenize ``pattern`` filled with each distinct title and make sure that the tokens give the text back.
 
-
-def _check_prefixes(titles: Sequence[str], targets: Sequence[Sequence[int]]) -> None:
-    """No target may be the beginning of another, or the two could not be told apart while decoding."""
-    order = sorted(range(len(targets)), key=lambda i: list(targets[i]))
-    for left, right in pairwise(order):
-        if list(targets[right][: len(targets[left])]) == list(targets[left]):
+    In batches, because the tokenizer's answers take many times the room of the tokens themselves.
+    """
+    titles, parts = catalog.distinct_titles, []
+    for low in range(0, len(titles), _TITLES_AT_ONCE):
+        texts = [pattern.replace("{}", title) for title in titles[low : low + _TITLES_AT_ONCE]]
+        ids, back = _there_and_back(tokenizer, texts)
+        if back != texts:
+            row = next(i for i, (one, other) in enumerate(zip(texts, back, strict=True)) if one != other)
             raise DataError(
-                f"the tokens of title {titles[left]!r} are the beginning of those of {titles[right]!r}; "
-                "choose another tokenizer or template"
+                f"the tokenizer cannot represent the title {titles[low + row]!r} of item "
+                f"'{_key_of(catalog, titles[low + row])}': {texts[row]!r} comes back as {back[row]!r}; "
+                "choose another backbone or mend the source"
             )
+        parts.append(Pieces.of(ids))
+    return Pieces.concatenate(parts)
+
+
+def _encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Tokenize a template's text, checked likewise."""
+    ids, back = _there_and_back(tokenizer, [text])
+    if back != [text]:
+        raise DataError(
+            f"the tokenizer cannot represent the prompt template's text {text!r}: it comes back as {back[0]!r}; "
+            "choose another backbone or prompt"
+        )
+    return ids[0]
+
+
+def _there_and_back(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[str]]:
+    found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    ids: list[list[int]] = found["input_ids"]
+    return ids, tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=False)
+
+
+def _key_of(catalog: Catalog, title: str) -> str:
+    return catalog.keys[catalog.titles.index(title)]
+
+
+def _check_prefixes(catalog: Catalog, targets: Pieces) -> None:
+    """No target may be the beginning of another, or the two could not be told apart while decoding."""
+    from flr_bench.lm.item_trie import common_with_previous, lexicographic_order
+
+    if not len(targets):
+        return
+    flat, lengths = targets.tokens.astype(np.int64), targets.lengths
+    order = lexicographic_order(flat, targets.offsets[:-1], lengths)
+    common = common_with_previous(flat, targets.offsets[:-1][order], lengths[order])
+    # Whatever begins with a sequence stands right behind it, or behind another that does.
+    inside = np.flatnonzero(common[1:] == lengths[order[:-1]])
+    if inside.size:
+        left, right = (catalog.distinct_titles[order[inside[0] + step]] for step in (0, 1))
+        raise DataError(
+            f"the tokens of title {left!r} (item '{_key_of(catalog, left)}') are the beginning of those of {right!r}; "
+            "choose another tokenizer or template"
+        )
+
+
+def _offsets(lengths: npt.NDArray[np.int64]) -> Int64s:
+    return cast(Int64s, np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]))
 
 
 def _padded(values: Int32s, starts: Int64s, stops: Int64s, fill: int) -> tuple[Int64s, Int64s]:

@@ -40,6 +40,8 @@ from flr_bench.lm.traces import TraceKeeper
 from flr_bench.registry import DECODINGS, RECOMMENDERS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from flr_bench.lm.branching import EncodedPrompts
@@ -50,6 +52,11 @@ if TYPE_CHECKING:
 
 #: Pools kept on one loaded model, so that decodings and ``k`` that agree share a search.
 POOLS_KEPT = 4
+#: Mebibytes of encoded prompts kept on one loaded model, so that its decodings and controls share them.
+ENCODINGS_MIB = 1024
+
+#: A decoding with an assistant searches at most so many examples times items at a time (256 MiB in float64).
+ASSISTANT_VALUES = 1 << 25
 
 
 class LanguageModelRankParams(Params):
@@ -57,7 +64,8 @@ class LanguageModelRankParams(Params):
 
     decoding: str = Field(
         default="plain",
-        description="score of a finished title: plain, length_normalised or d3",
+        description="score of a finished title: plain, length_normalised or d3; length_normalised_published "
+        "searches as published code does [C]",
         json_schema_extra={"search": {"choices": ["plain", "length_normalised", "d3"]}},
     )
     search: Literal["beam", "exact"] = Field(default="beam", description="beam search, or best-first with a proof")
@@ -68,7 +76,10 @@ class LanguageModelRankParams(Params):
         description="beams; at least k are used. Publications have 10 [C], which misses items of the true top 10",
     )
     exact_budget: int | None = Field(
-        default=2048, ge=1, description="nodes that an exact search expands per example at most; null: no limit"
+        default=2048,
+        ge=1,
+        description="nodes that an exact search expands best first per example at most, before it scores the "
+        "whole trie, or, where that is too large, gives up its proof; null: no limit of its own",
     )
     alpha: float | None = Field(
         default=None, ge=0, le=1, description="weight of the language model in d3; null: chosen on valid by NDCG@10"
@@ -76,6 +87,11 @@ class LanguageModelRankParams(Params):
     assistant: str = Field(default="sasrec", description="recommender that d3 mixes in, with its default parameters")
     length_penalty: float = Field(
         default=1.0, ge=0, le=4, description="exponent of the length in length_normalised; 1 as published [C]"
+    )
+    normalisation: Literal["vocabulary", "allowed"] = Field(
+        default="vocabulary",
+        description="a token's probability is the model's own, over the vocabulary, or renormalised over the tokens "
+        "that continue some title (plain, length_normalised, length_normalised_published)",
     )
     duplicate_titles: Literal["share", "each"] = Field(
         default="share", description="items with one title share its probability, or each has all of it (as published)"
@@ -89,7 +105,9 @@ class LanguageModelRankParams(Params):
         default=False,
         description="keep of every example what its thought attended to, gates, norms and agreement of its factors",
     )
-    rank_batch: int = Field(default=64, ge=1, description="examples searched at a time")
+    rank_batch: int = Field(
+        default=64, ge=1, description="examples searched at a time; fewer with d3 and more than 500,000 items"
+    )
 
     @field_validator("decoding")
     @classmethod
@@ -107,8 +125,15 @@ class LanguageModelRankParams(Params):
             raise ValueError("alpha is for decoding: d3; leave it out otherwise")
         if self.assistant != "sasrec" and self.decoding != "d3":
             raise ValueError("assistant is for decoding: d3; leave it out otherwise")
-        if self.length_penalty != 1.0 and self.decoding != "length_normalised":
+        decoding = decoding_named(self.decoding)
+        if self.length_penalty != 1.0 and not decoding.penalises_length:
             raise ValueError("length_penalty is for decoding: length_normalised; leave it out otherwise")
+        if self.normalisation not in decoding.normalisations:
+            raise ValueError(
+                f"normalisation: {self.normalisation} means nothing for decoding: {self.decoding}; leave it out"
+            )
+        if self.search not in decoding.searches:
+            raise ValueError(f"decoding: {self.decoding} goes with search: {decoding.searches[0]} only")
         if self.exact_budget != type(self).model_fields["exact_budget"].default and self.search != "exact":
             raise ValueError("exact_budget is for search: exact; leave it out otherwise")
         if self.keep_thoughts and self.thought_control in ("noise", "mean"):
@@ -142,9 +167,21 @@ class TitleBook:
 
     @classmethod
     def build(
-        cls, catalog: Catalog, tokenized: TokenizedCatalog, model: LatentModel, max_prompt_tokens: int
+        cls,
+        catalog: Catalog,
+        tokenized: TokenizedCatalog,
+        model: LatentModel,
+        max_prompt_tokens: int,
+        cache: Path | None = None,
     ) -> TitleBook:
-        """Build the trie and see how long a prompt may be.
+        """Build the trie, or take it from the cache, and see how long a prompt may be.
+
+        Args:
+            catalog: the catalog.
+            tokenized: its titles as tokens.
+            model: the model that will read and write them.
+            max_prompt_tokens: longest prompt asked for.
+            cache: where a large catalog's trie is kept; ``None``: nowhere.
 
         Raises:
             UsageError: the model's context has no room for the longest title.
@@ -156,11 +193,13 @@ class TitleBook:
         positions = getattr(getattr(model.language_model, "config", None), "max_position_embeddings", None)
         room = max_prompt_tokens if positions is None else int(positions) - model.reasoner.num_thoughts - longest
         if room < 1:
+            title = catalog.distinct_titles[int(targets.lengths.argmax())]
+            key = catalog.keys[catalog.titles.index(title)]
             raise UsageError(
-                f"the backbone's context of {positions} tokens has no room for a title of {longest}; "
-                "choose a backbone with a longer context or filter the title out"
+                f"the backbone's context of {positions} tokens has no room for item '{key}', whose title "
+                f"'{title[:60]}' has {longest}; choose a backbone with a longer context or filter the item out"
             )
-        trie = ItemTrie.build(targets.tokens, targets.offsets, catalog.title_of_item).to(model.device)
+        trie = ItemTrie.cached(targets.tokens, targets.offsets, catalog.title_of_item, cache).to(model.device)
         return cls(catalog, tokenized, trie, TitleItems.of(catalog), min(max_prompt_tokens, room))
 
     def targets(self, examples: Examples) -> tuple[TargetExamples, int]:
@@ -224,8 +263,11 @@ class TitleRanker:
             raise UsageError("keep_thoughts needs a method with a thought; use single_latent or flr")
         decoding = decoding_named(params.decoding)
         assistant = self._assistant(examples, params, context) if decoding.needs_assistant else None
-        settings = DecodingSettings(params.duplicate_titles, params.length_penalty, seed=context.seed)
+        settings = DecodingSettings(
+            params.duplicate_titles, params.length_penalty, seed=context.seed, normalisation=params.normalisation
+        )
         found: dict[str, float] = {}
+        split_before = self.model.memory.batches_split
         if decoding.needs_assistant:
             alpha = params.alpha if params.alpha is not None else self._choose_alpha(params, context)
             settings = replace(settings, alpha=alpha)
@@ -239,6 +281,8 @@ class TitleRanker:
         pool, reused = job.pool(decoding.search_key(settings, params.search), lambda rows, run: run(guide(rows)))
         ranking = rank_pool(decoding, pool, self.book.titles, settings, k, assistant=assistant)
         found |= {"reused_seconds": reused, "histories_cut": float(job.cut)}
+        if self.model.memory.batches_split > split_before:
+            found["batches_split"] = float(self.model.memory.batches_split - split_before)
         return replace(ranking, measurements={**ranking.measurements, **found}, traces=job.traces)
 
     def _choose_alpha(self, params: LanguageModelRankParams, context: RankContext) -> float:
@@ -340,36 +384,57 @@ class _Search:
     def _run(self, search: Callable[[npt.NDArray[np.int64], Callable[[PathScore], Pool]], Pool]) -> Pool:
         import torch
 
+        from flr_bench.lm.memory import row_passes
+        from flr_bench.lm.parallel import Group
         from flr_bench.lm.search import Pool
 
-        model, size = self.ranker.model, self.params.rank_batch
+        model, size = self.ranker.model, self._batch_size()
         if self.params.keep_thoughts:
             of_others = self.params.thought_control == "other_user"
             read = self.context.split.train if of_others else self.examples
             self._keeper = TraceKeeper(len(self.examples), int(read.history_lengths.max(initial=0)))
-        order = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
-        pools, steps = [], -(-len(order) // size)
+        group = Group.of(self.context.devices)
+        longest_first = np.argsort(-np.diff(self.data.prompt_offsets), kind="stable")
+        order = group.share(longest_first)
+        steps, done = -(-len(order) // size), 0
+
+        def run(rows: npt.NDArray[np.int64]) -> Pool:
+            nonlocal done
+            batch = self.data.batch(rows, model.device)
+            prompts = model.encode(batch)
+            thoughts = self._thoughts(prompts, batch)
+            pool = search(rows, lambda guide: self._search(prompts, thoughts, guide))
+            done += len(rows)
+            self.context.progress(Progress(0, 0, done // size if done < len(order) else steps, steps))
+            return pool
+
+        batches = [order[step * size : (step + 1) * size] for step in range(steps)]
         model.eval()
         with torch.inference_mode(), model.autocast():
-            for step in range(steps):
-                rows = order[step * size : (step + 1) * size]
-                batch = self.data.batch(rows, model.device)
-                prompts = model.encode(batch)
-                thoughts = self._thoughts(prompts, batch)
-                pools.append(search(rows, lambda guide, p=prompts, t=thoughts: self._search(p, t, guide)))  # type: ignore[misc]
-                self.context.progress(Progress(0, 0, step + 1, steps))
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(len(order))
-        return Pool.concatenate(pools).take(inverse)
+            pools = model.memory.each(batches, run, row_passes("ranking", "rank_batch", self.data.lengths))
+        shares = group.gather((order, pools, self._keeper))
+        inverse = np.empty_like(longest_first)
+        inverse[np.concatenate([rows for rows, _, _ in shares])] = np.arange(len(inverse))
+        for rows, _, theirs in shares:
+            if self._keeper is not None and theirs is not None:
+                self._keeper.absorb(rows, theirs)
+        return Pool.concatenate([pool for _, found, _ in shares for pool in found]).take(inverse)
 
     def _kept(self) -> Traces | None:
         return None if self._keeper is None else self._keeper.traces()
 
+    def _batch_size(self) -> int:
+        """Examples searched at a time: fewer where an assistant's values per item would fill the memory."""
+        if not decoding_named(self.params.decoding).needs_assistant:
+            return self.params.rank_batch
+        return max(1, min(self.params.rank_batch, ASSISTANT_VALUES // len(self.ranker.book.catalog)))
+
     def _search(self, prompts: EncodedPrompts, thoughts: Tensor | None, guide: PathScore) -> Pool:
-        from flr_bench.lm.search import beam_search, exact_search
+        from flr_bench.lm.search import exact_search
 
         model, trie, params = self.ranker.model.language_model, self.ranker.book.trie, self.params
         if params.search == "beam":
+            beam_search = decoding_named(params.decoding).beam_search()
             return beam_search(model, prompts, thoughts, trie, k=self.k, beams=params.beams, path_score=guide)
         budget = params.exact_budget
         return exact_search(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from flr_bench.errors import DamagedFileError, DataError, UsageError
 from flr_bench.interface import (
@@ -24,6 +26,7 @@ from flr_bench.interface import (
     FitContext,
     FitReport,
     FitSpec,
+    Int64s,
     Params,
     PrepareSpec,
     RankContext,
@@ -34,7 +37,7 @@ from flr_bench.interface import (
 from flr_bench.lm.backbone import BackboneParams, load_backbone, save_backbone
 from flr_bench.lm.params import LatentGrpoParams, SftParams
 from flr_bench.lm.prompt import TemplateName, TokenizedCatalog
-from flr_bench.lm.ranking import LanguageModelRankParams, MeanThought, TitleBook, TitleRanker
+from flr_bench.lm.ranking import ENCODINGS_MIB, LanguageModelRankParams, MeanThought, TitleBook, TitleRanker
 from flr_bench.registry import REASONERS
 
 if TYPE_CHECKING:
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
     from flr_bench.interface import Catalog
     from flr_bench.lm.backbone import Backbone
+    from flr_bench.lm.checkpoint import Checkpoints
+    from flr_bench.lm.encodings import PromptEncodings
+    from flr_bench.lm.latent_grpo import LatentGrpo
     from flr_bench.lm.model import LatentModel, TargetExamples
     from flr_bench.lm.training import TrainingLog, Watch
 
@@ -52,6 +58,8 @@ MEAN_THOUGHT_PROMPTS = 1000
 DIAGNOSED_EXAMPLES = 128
 #: Curves of the reinforcement stage whose means stand in the report's measurements.
 AVERAGED_CURVES = ("between_prompt_share", "advantage_norm", "noise_over_thought", "noise_over_embeddings")
+#: How a stage is computed, not what: at their defaults these enter no hash.
+EXECUTION_FIELDS = ("fused_optimizer", "activation_checkpointing", "compile", "encoding_cache", "encoding_cache_mib")
 #: Parameters that a stage does not depend on, so that its cells are shared.
 TRAINING_FIELDS = {*SftParams.model_fields, "tune", "lora_rank", "penalty_warmup", "reasoner_learning_rate"}
 
@@ -74,6 +82,37 @@ class LanguageModelParams(SftParams):
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="passes in float32, or under bfloat16 autocast with float32 weights"
     )
+    encoding_cache: Literal["off", "memory", "file"] = Field(
+        default="memory",
+        description="where stages that leave the backbone as it is (untuned, rl, sft with tune: reasoner) keep encoded "
+        "prompts: nowhere, the device's memory, or a file that is removed afterwards",
+    )
+    encoding_cache_mib: int = Field(
+        default=1024,
+        ge=1,
+        description="mebibytes of encoded prompts to keep at most; prompts beyond are encoded anew each time",
+    )
+
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="on several devices, where the supervised stage keeps the backbone: whole on each, or its layers "
+        "spread over them (fsdp), for one that does not fit with its gradients and the optimiser; no checkpoints then",
+    )
+
+    @model_validator(mode="after")
+    def _shards_all_weights(self) -> Self:
+        layers = self.activation_checkpointing or self.compile or self.fused_optimizer
+        if self.sharding == "fsdp" and (self.tune != "full" or layers):
+            raise ValueError(
+                "sharding: fsdp is for tune: full, without activation_checkpointing, compile or fused_optimizer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limit_needs_cache(self) -> Self:
+        if self.encoding_cache == "off" and self.encoding_cache_mib != 1024:
+            raise ValueError("encoding_cache_mib is for encoding_cache: memory or file; leave it out otherwise")
+        return self
 
     @model_validator(mode="after")
     def _rank_needs_lora(self) -> Self:
@@ -114,6 +153,7 @@ class LanguageModelRecommender(Recommender):
 
     family: ClassVar[str] = "llm"
     stages: ClassVar[tuple[str, ...]] = ("untuned", "sft", "rl")
+    devices_supported: ClassVar[bool] = True
     FitParams: ClassVar[type[Params]] = LatentParams
     RankParams: ClassVar[type[Params]] = LanguageModelRankParams
     name: ClassVar[str]
@@ -147,6 +187,10 @@ class LanguageModelRecommender(Recommender):
         dropped: set[str] = set() if stage == "rl" else {"rl"}
         if stage == "untuned":
             dropped |= TRAINING_FIELDS | set(cls.penalty_weights(params, "sft"))
+        if stage != "sft" or params.sharding == "none":
+            dropped.add("sharding")
+        fields = type(params).model_fields
+        dropped |= {name for name in EXECUTION_FIELDS if getattr(params, name) == fields[name].default}
         return {name: value for name, value in dumped.items() if name not in dropped}
 
     @classmethod
@@ -159,6 +203,11 @@ class LanguageModelRecommender(Recommender):
         given.pop("rl", None)
         model = FitSpec(cls.name, given, "sft")
         return {"model": model, "backbone": backbone} if params.tune == "reasoner" else {"model": model}
+
+    @classmethod
+    def least_devices(cls, params: Any) -> int:
+        """Two where the backbone is to be spread over them."""
+        return 2 if params.sharding == "fsdp" else 1
 
     @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:
@@ -197,6 +246,9 @@ class LanguageModelRecommender(Recommender):
         else:
             measurements = {f"{name}_before": value for name, value in before.items()}
             measurements |= {f"{name}_after": value for name, value in after.items()} | fitting.trained
+        measurements |= fitting.resumption | fitting.close()
+        if self._state.model.sharded:
+            self._put_together(context)
         return FitReport(
             epochs=log.epochs,
             best_epoch=log.best_epoch,
@@ -213,10 +265,27 @@ class LanguageModelRecommender(Recommender):
             self._loaded = type(self).load(context.inputs["model"], context.inputs, context.device)._state
             self._loaded.model.language_model.requires_grad_(False)
         else:
-            backbone = load_backbone(context.inputs["backbone"], context.device)
+            sharded = context.stage == "sft" and self.params.sharding == "fsdp"
+            backbone = load_backbone(context.inputs["backbone"], "cpu" if sharded else context.device)
+            if sharded:
+                _shard(backbone, context)
             reasoner = self._reasoner(backbone, context.seed)
             self._loaded = _State(backbone, self._model(backbone.model, reasoner), context.stage)
+            if sharded:
+                from flr_bench.lm.memory import WholePasses
+
+                self._loaded.model.memory = WholePasses()
         self._state.stage = context.stage
+
+    def _put_together(self, context: FitContext) -> None:
+        """The sharded backbone as a whole one on the CPU, to be stored."""
+        from flr_bench.lm.parallel import whole_state
+
+        state = self._state
+        trained = whole_state(state.model.language_model)
+        state.backbone = load_backbone(context.inputs["backbone"])
+        state.backbone.model.load_state_dict(trained)
+        state.model = self._model(state.backbone.model, state.model.reasoner.cpu())
 
     def _reasoner(self, backbone: Backbone, seed: int) -> nn.Module:
         reasoner: nn.Module = REASONERS.get(self.reasoner_name(self.params))(backbone.width, self.params, seed)
@@ -233,11 +302,11 @@ class LanguageModelRecommender(Recommender):
             raise UsageError(f"{self.name} has no model yet; fit it or load one")
         return self._loaded
 
-    def title_book(self, catalog: Catalog) -> TitleBook:
-        """The catalog as the loaded model reads it; built once."""
+    def title_book(self, catalog: Catalog, cache: Path | None = None) -> TitleBook:
+        """The catalog as the loaded model reads it; built once (a large catalog's trie is kept in ``cache``)."""
         if self._book is None or self._book.catalog is not catalog:
             tokenized = TokenizedCatalog.build(catalog, self._state.backbone.tokenizer, self.params.prompt)
-            self._book = TitleBook.build(catalog, tokenized, self._state.model, self.params.max_prompt_tokens)
+            self._book = TitleBook.build(catalog, tokenized, self._state.model, self.params.max_prompt_tokens, cache)
         return self._book
 
     def rank(self, examples: Examples, k: int, params: Any, context: RankContext) -> Ranking:
@@ -249,9 +318,12 @@ class LanguageModelRecommender(Recommender):
         Raises:
             UsageError: ``k`` exceeds the catalog, or a control of the thought where there is none.
         """
-        state, book = self._state, self.title_book(context.split.catalog)
+        from flr_bench.lm.encodings import PromptEncodings
+
+        state, book = self._state, self.title_book(context.split.catalog, context.cache)
         if self._ranker is None or self._ranker.book is not book or self._ranker.model is not state.model:
             self._ranker = TitleRanker(state.model, book, state.mean)
+            state.model.encodings = PromptEncodings(state.model.language_model, ENCODINGS_MIB)
         return self._ranker.rank(examples, k, params, context)
 
     def save(self, folder: Path) -> None:
@@ -291,7 +363,13 @@ class LanguageModelRecommender(Recommender):
             DamagedFileError: a file is missing, damaged, of another version or of another method.
         """
         record = _read_record(folder, cls.name)
-        self = cls(cls.FitParams.model_validate(record["params"]))
+        try:
+            params = cls.FitParams.model_validate(record["params"])
+        except ValidationError as error:
+            raise DamagedFileError(
+                f"'{folder / 'model.json'}' holds parameters that {cls.name} does not know; fit again"
+            ) from error
+        self = cls(params)
         backbone = load_backbone(_backbone_folder(folder, record, inputs), device)
         reasoner = self._reasoner(backbone, 0)
         weights = _read_weights(folder / "reasoner.safetensors", device) if _has_weights(reasoner, record) else {}
@@ -309,11 +387,24 @@ class LanguageModelRecommender(Recommender):
         return self
 
 
+def _shard(backbone: Backbone, context: FitContext) -> None:
+    from flr_bench.lm.parallel import Group, shard_layers
+
+    if context.devices == 1:
+        raise UsageError("sharding: fsdp needs several devices; give --devices 2, or leave it out")
+    if context.budget.watch != "nll":
+        # The processes of a ranking need different numbers of passes.
+        raise UsageError("sharding: fsdp cannot rank while it trains; let the stage sft watch nll")
+    shard_layers(backbone.model, Group.of(context.devices))
+
+
 def _read_record(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "model.json"
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = (record["format"], record["method"])
+        if found == (FORMAT, name) and not {"stage", "backbone_inside", "thought_rms", "params"} <= set(record):
+            raise KeyError("a field is missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"'{path}' is missing or damaged; fit again") from error
     if found != (FORMAT, name):
@@ -353,16 +444,86 @@ class _Fitting:
     """One stage in progress."""
 
     def __init__(self, method: LanguageModelRecommender, data: Split, context: FitContext) -> None:
+        from flr_bench.lm.parallel import Group
+
         self.method = method
         self.params = method.params
         self.data = data
         self.context = context
+        self.group = Group.of(context.devices)
         self.state = method._state
-        self.book = method.title_book(data.catalog)
+        self.book = method.title_book(data.catalog, context.cache)
         self.train, _ = self.book.targets(data.train)
         self.valid, _ = self.book.targets(data.valid)
         self.parameters_trained = 0
         self.trained: dict[str, float] = {}
+        self.checkpoints = self._checkpoints()
+        self.state.model.encodings = self._encodings()
+
+    def _encodings(self) -> PromptEncodings | None:
+        """Where encoded prompts are kept, if this stage leaves the backbone as it is."""
+        from flr_bench.lm.encodings import PromptEncodings
+
+        params, context = self.params, self.context
+        if params.encoding_cache == "off" or (context.stage == "sft" and params.tune != "reasoner"):
+            return None
+        folder = context.scratch if params.encoding_cache == "file" else None
+        return PromptEncodings(self.state.model.language_model, params.encoding_cache_mib, folder)
+
+    def _encode_ahead(self) -> None:
+        """Encode the training prompts once, where they are kept; their batches differ from epoch to epoch."""
+        from flr_bench.lm.memory import row_passes
+        from flr_bench.lm.model import length_groups
+
+        model, data = self.state.model, self.train
+        kept = model.encodings
+        if kept is None:
+            return
+
+        def run(rows: Int64s) -> None:
+            batch = data.batch(rows, model.device)
+            with model.autocast():
+                kept.keep(batch.prompt_ids, batch.lengths, of=len(data.prompt_tokens))
+
+        groups = length_groups(data.lengths, self.params.micro_batch_tokens)
+        model.memory.each(groups, run, row_passes("training", "micro_batch_tokens", data.lengths))
+
+    def close(self) -> dict[str, float]:
+        """Let go of what was kept for the fit; returns what the report says of its memory."""
+        model = self.state.model
+        model.encodings = None
+        return {"batches_split": float(model.memory.batches_split)} if model.memory.batches_split else {}
+
+    def _checkpoints(self) -> Checkpoints | None:
+        """Where the fit is kept; a checkpoint of other code, parameters or data is not used."""
+        import torch
+
+        import flr_bench
+        from flr_bench.lm.checkpoint import Checkpoints
+
+        context, method = self.context, self.method
+        if context.checkpoints is None or self.state.model.sharded:
+            return None
+        fit = {
+            "versions": [flr_bench.__version__, torch.__version__],
+            "method": [method.name, method.revision, context.stage],
+            "parameters of the method": method.stage_params(self.params, context.stage),
+            "seed": context.seed,
+            "machine": [context.device, context.threads, context.devices],
+            "budget": asdict(context.budget),
+            "examples": [len(self.train), len(self.valid)],
+        }
+        return Checkpoints(context.checkpoints, fit, group=self.group)
+
+    @property
+    def resumption(self) -> dict[str, float]:
+        """What the report says of a fit that went on from a checkpoint."""
+        if self.checkpoints is None or self.checkpoints.resumed_after is None:
+            return {}
+        return {
+            "resumed_after_updates": float(self.checkpoints.resumed_after),
+            "earlier_seconds": self.checkpoints.earlier_seconds,
+        }
 
     def run(self) -> TrainingLog:
         """Train as the stage says."""
@@ -398,8 +559,12 @@ class _Fitting:
             reasoner_learning_rate=self.params.reasoner_learning_rate
             if isinstance(self.params, LatentParams)
             else None,
+            checkpoints=self.checkpoints,
+            group=self.group,
         )
-        log = train_sft(model, job)
+        self._encode_ahead()
+        with self._prepared_layers():
+            log = train_sft(model, job)
         model.trains_backbone = False
         if self.params.tune == "lora":
             model.language_model = _merged(model.language_model)
@@ -410,14 +575,32 @@ class _Fitting:
     def _rl(self) -> TrainingLog:
         import torch
 
-        from flr_bench.lm.latent_grpo import GrpoJob, LatentGrpo
-
         model, params = self.state.model, self.params.rl
         self._count()
         if not self.parameters_trained:
             raise UsageError(f"the reasoner of {self.method.name} has no parameters to reinforce")
         dtype = torch.bfloat16 if params.weights_dtype == "bfloat16" else torch.float32
         model.reasoner.to(dtype)
+        self._encode_ahead()
+        with self._prepared_layers():
+            log = self._grpo.train()
+        self.trained = {
+            "reward_valid_before": log.curves["valid_reward"][0][1],
+            "reward_valid_after": float(self._grpo.evaluate(self.valid)[1].mean()),
+            **{
+                name: float(np.mean([value for _, value in log.curves[name]]))
+                for name in AVERAGED_CURVES
+                if name in log.curves
+            },
+        }
+        model.reasoner.to(torch.float32)
+        return log
+
+    @cached_property
+    def _grpo(self) -> LatentGrpo:
+        from flr_bench.lm.latent_grpo import GrpoJob, LatentGrpo
+
+        params = self.params.rl
         job = GrpoJob(
             params=params,
             data=self.train,
@@ -429,20 +612,17 @@ class _Fitting:
             micro_batch_tokens=self.params.micro_batch_tokens,
             penalties=self.method.penalty_weights(self.params, "rl"),
             rank_reward=self._rank_reward if params.reward == "reciprocal_rank" else None,
+            fused_optimizer=self.params.fused_optimizer,
+            checkpoints=self.checkpoints,
+            group=self.group,
         )
-        stage = LatentGrpo(model, job)
-        log = stage.train()
-        self.trained = {
-            "reward_valid_before": log.curves["valid_reward"][0][1],
-            "reward_valid_after": float(stage.evaluate(self.valid)[1].mean()),
-            **{
-                name: float(np.mean([value for _, value in log.curves[name]]))
-                for name in AVERAGED_CURVES
-                if name in log.curves
-            },
-        }
-        model.reasoner.to(torch.float32)
-        return log
+        return LatentGrpo(self.state.model, job)
+
+    def _prepared_layers(self) -> AbstractContextManager[None]:
+        from flr_bench.lm.layers import prepared_layers
+
+        recompute, compiled = self.params.activation_checkpointing, self.params.compile
+        return prepared_layers(self.state.model.language_model, recompute=recompute, compiled=compiled)
 
     def _choice(self, count: int) -> TargetExamples:
         """A seeded choice of training examples."""
@@ -484,7 +664,10 @@ class _Fitting:
     def _nll(self) -> float:
         from flr_bench.lm.model import validation_nll
 
-        return float(validation_nll(self.state.model, self.valid, self.params.micro_batch_tokens).mean())
+        if self.context.stage == "rl":  # the stage follows valid anyway, and remembers it
+            return float(self._grpo.evaluate(self.valid)[0].mean())
+        tokens = self.params.micro_batch_tokens
+        return float(validation_nll(self.state.model, self.valid, tokens, self.group).mean())
 
     def _rank(self, examples: Examples, k: int) -> Ranking:
         """Rank with the weights as they are now: plain scores by beam search."""
@@ -496,6 +679,7 @@ class _Fitting:
             split=self.data,
             validate=self.context.validate,
             progress=lambda _: None,
+            devices=self.context.devices,
         )
         return TitleRanker(self.state.model, self.book, None).rank(examples, k, LanguageModelRankParams(), context)
 
@@ -512,46 +696,62 @@ class _Fitting:
 
         reasoner = NoReasoner(self.state.backbone.width, NoOptions(), 0)
         plain = LatentModel(self.state.model.language_model, reasoner, precision=self.params.precision)
-        return float(validation_nll(plain.eval(), self.valid, self.params.micro_batch_tokens).mean())
+        plain.encodings, plain.memory = self.state.model.encodings, self.state.model.memory
+        return float(validation_nll(plain.eval(), self.valid, self.params.micro_batch_tokens, self.group).mean())
 
     def figures(self) -> dict[str, float]:
         """Figures of the model as it is, on valid."""
-        import torch
+        from flr_bench.lm.memory import row_passes
 
         model = self.state.model
         found = {"nll_valid": self._nll()}
-        model.eval()
-        with torch.inference_mode(), model.autocast():
-            rows = np.unique(np.linspace(0, len(self.valid) - 1, DIAGNOSED_EXAMPLES).astype(np.int64))
+
+        def run(rows: Int64s) -> tuple[int, dict[str, float]]:
             batch = self.valid.batch(rows, model.device)
             thought = model.think(model.encode(batch), batch.item_spans)
-            found |= model.reasoner.diagnostics(thought) | model.reasoner.weight_figures()
+            figures = model.reasoner.diagnostics(thought) | model.reasoner.weight_figures()
             for name, value in model.reasoner.penalties(thought).items():
-                found[f"penalty_{name}"] = float(value)
-        if model.reasoner.num_thoughts:
-            rms = float(thought.tokens.detach().float().square().mean().sqrt())
-            found |= {"thought_rms": rms, "thought_over_embeddings": rms / max(model.embedding_rms, 1e-12)}
-        return found
+                figures[f"penalty_{name}"] = float(value)
+            if model.reasoner.num_thoughts:
+                rms = float(thought.tokens.detach().float().square().mean().sqrt())
+                figures |= {"thought_rms": rms, "thought_over_embeddings": rms / max(model.embedding_rms, 1e-12)}
+            return len(rows), figures
+
+        model.eval()
+        rows = np.unique(np.linspace(0, len(self.valid) - 1, DIAGNOSED_EXAMPLES).astype(np.int64))
+        passes = row_passes("validation", "micro_batch_tokens", self.valid.lengths)
+        with model.without_gradients(), model.autocast():
+            parts = model.memory.each([rows], run, passes)
+        if len(parts) == 1:
+            return found | parts[0][1]
+        return found | {
+            name: sum(count * figures[name] for count, figures in parts) / len(rows) for name in parts[0][1]
+        }
 
     def mean_thought(self) -> MeanThought | None:
         """The mean thought over a seeded choice of training prompts, for the controls."""
         import torch
 
+        from flr_bench.lm.memory import row_passes
+        from flr_bench.lm.model import length_groups
+
         model = self.state.model
         if not model.reasoner.num_thoughts:
             return None
-        total, square, count = None, 0.0, 0
         data = self._choice(MEAN_THOUGHT_PROMPTS)
+
+        def run(rows: Int64s) -> tuple[Tensor, float, int]:
+            batch = data.batch(rows, model.device)
+            tokens = model.think(model.encode(batch), batch.item_spans).tokens.double()
+            return tokens.sum(0), float(tokens.square().sum()), tokens.numel()
+
+        groups = length_groups(data.lengths, self.params.micro_batch_tokens)
         model.eval()
-        with torch.inference_mode(), model.autocast():
-            for batch in data.batches(np.arange(len(data)), self.params.micro_batch_tokens, model.device):
-                tokens = model.think(model.encode(batch), batch.item_spans).tokens.double()
-                total = tokens.sum(0) if total is None else total + tokens.sum(0)
-                square, count = square + float(tokens.square().sum()), count + tokens.numel()
-        if total is None:
-            return None
-        mean = (total / len(data)).float()
-        return MeanThought(mean.clone(), (square / count) ** 0.5)
+        with model.without_gradients(), model.autocast():
+            passes = row_passes("validation", "micro_batch_tokens", data.lengths)
+            sums, squares, counts = zip(*model.memory.each(groups, run, passes), strict=True)
+        mean = (torch.stack(sums).sum(0) / len(data)).float()
+        return MeanThought(mean.clone(), (sum(squares) / sum(counts)) ** 0.5)
 
 
 def _with_lora(language_model: nn.Module, rank: int) -> nn.Module:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from flr_bench.interface import Budget, ProgressFn
-from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples
+from flr_bench.lm.checkpoint import Checkpoints
+from flr_bench.lm.memory import row_passes
+from flr_bench.lm.model import Ints, LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import SftParams
-from flr_bench.lm.training import BestEpoch, Reporter, TrainingLog, Updater, Watch
+from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, train
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class SftJob:
         progress: where to report.
         reasoner_learning_rate: largest step of the reasoner's weights; ``None``: that of the backbone's.
         penalty_warmup: share of the updates over which penalties rise linearly to their weight.
+        checkpoints: where the fit is kept against interruption.
+        group: the processes that train together; every batch is divided over them.
     """
 
     params: SftParams
@@ -43,6 +50,8 @@ class SftJob:
     penalties: Mapping[str, float] = field(default_factory=dict)
     reasoner_learning_rate: float | None = None
     penalty_warmup: float = 0.1
+    checkpoints: Checkpoints | None = None
+    group: Group = ALONE
 
 
 def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
@@ -55,9 +64,17 @@ def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
     Raises:
         TrainingDiverged: loss or gradient is no longer finite.
     """
-    params, data, log = job.params, job.data, TrainingLog()
-    batches = -(-len(data) // params.batch_size)
-    total = batches * job.budget.epochs
+    params = job.params
+    course = Course(
+        examples=len(job.data),
+        batch_size=params.batch_size,
+        order=np.random.default_rng([job.seed, 1]),
+        watch=job.watch,
+        budget=job.budget,
+        progress=job.progress,
+        checkpoints=job.checkpoints,
+    )
+    total = course.updates * job.budget.epochs
     updater = Updater(
         [
             (model.language_model.parameters(), params.learning_rate),
@@ -67,34 +84,38 @@ def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
         warmup=min(params.warmup, total // 2),
         total=total,
         max_norm=params.max_gradient_norm,
+        fused=params.fused_optimizer,
+        group=job.group,
     )
-    best = BestEpoch(updater.parameters, job.watch, job.budget.patience)
-    report = Reporter(job.budget, job.progress, batches)
-    generator = np.random.default_rng([job.seed, 1])
-    rise = max(1, round(job.penalty_warmup * total))
-    for epoch in range(1, job.budget.epochs + 1):
-        order = generator.permutation(len(data))
-        sums: dict[str, float] = {}
-        model.train(model.trains_backbone)
-        for step in range(batches):
-            rows = order[step * params.batch_size : (step + 1) * params.batch_size]
-            share = min(1.0, updater.steps / rise)
-            weights = {name: weight * share for name, weight in job.penalties.items()}
-            figures = sft_update(model, updater, data, rows, weights, params.micro_batch_tokens)
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value
-            report(epoch, step + 1, loss=figures["loss"])
-        for name, value in sums.items():
-            log.note(name, epoch, value / batches)
-        value, stop = best.update(epoch)
-        log.note(f"valid_{job.watch.name}", epoch, value)
-        log.epochs = epoch
-        if stop:
-            log.stopped_by = "patience"
-            break
-    best.restore()
-    log.best_epoch = best.epoch
-    return log
+    return train(_Supervised(model, job, rise=max(1, round(job.penalty_warmup * total))), course, updater)
+
+
+class _Supervised(Stage):
+    """The supervised stage's part of the loop; penalties rise over the first ``rise`` updates."""
+
+    shown = "loss"
+
+    def __init__(self, model: LatentModel, job: SftJob, rise: int) -> None:
+        self._model, self._job, self._rise = model, job, rise
+
+    def state(self) -> Mapping[str, Any]:
+        return self._model.memory.state()
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self._model.memory.resume(state)
+
+    def begin_epoch(self) -> None:
+        self._model.train(self._model.trains_backbone)
+
+    def update(self, updater: Updater, rows: npt.NDArray[np.int64]) -> dict[str, float]:
+        share = min(1.0, updater.steps / self._rise)
+        weights = {name: weight * share for name, weight in self._job.penalties.items()}
+        return sft_update(self._model, updater, self._job.data, rows, weights, self._job.params.micro_batch_tokens)
+
+    def note_epoch(self, log: TrainingLog, epoch: int, means: Mapping[str, float], watched: float) -> None:
+        for name, value in means.items():
+            log.note(name, epoch, value)
+        log.note(f"valid_{self._job.watch.name}", epoch, watched)
 
 
 def sft_update(
@@ -107,27 +128,47 @@ def sft_update(
 ) -> dict[str, float]:
     """One update on the examples at ``rows``, in passes of at most ``max_tokens`` padded tokens.
 
-    How the batch is cut into passes changes rounding only, except for penalties that are themselves
-    taken over a batch (balance, batch correlation): those are averaged over the passes.
+    Each process of the updater's group runs its share of every pass.  How the batch is cut into passes
+    and shares changes rounding only, except for penalties that are themselves taken over a batch
+    (balance, batch correlation): those are averaged over the passes, of all processes.
+
+    Returns:
+        The whole batch's figures, on every process.
     """
     updater.zero()
     tokens = int(data.target_lengths[rows].sum())
+
+    def run(part: Ints) -> dict[str, float]:
+        batch = data.batch(part if len(part) else rows[:1], model.device)
+        return sft_backward(model, batch, weights, tokens=tokens, examples=len(rows), idle=not len(part))
+
+    # A pass that fails midway has added part of its gradients: the update starts over from none.
+    groups = [
+        rows[part] for part in length_groups(data.lengths[rows], max_tokens, updater.group, aligned=model.sharded)
+    ]
+    passes = row_passes("training", "micro_batch_tokens", data.lengths)
     sums: dict[str, float] = {}
-    for batch in data.batches(rows, max_tokens, model.device):
-        figures = sft_backward(model, batch, weights, tokens=tokens, examples=len(rows))
+    for figures in model.memory.each(groups, run, passes, start_over=updater.zero):
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value
-    sums["gradient_norm"] = updater.step()
-    return sums
+    sums = updater.group.sum_figures(sums)
+    return sums | {"gradient_norm": updater.step()}
 
 
 def sft_backward(
-    model: LatentModel, batch: TargetBatch, weights: Mapping[str, float], *, tokens: int, examples: int
+    model: LatentModel,
+    batch: TargetBatch,
+    weights: Mapping[str, float],
+    *,
+    tokens: int,
+    examples: int,
+    idle: bool = False,
 ) -> dict[str, float]:
     """Add the gradient of one pass's share of the loss.
 
     Loss: sum of the target tokens' negative log-likelihoods over ``tokens``, plus each weighted penalty
-    times the pass's share of the ``examples``.
+    times the pass's share of the ``examples``.  An ``idle`` pass counts nothing: it keeps step with the
+    other processes, which put the layers of a sharded model together with this one.
 
     Returns:
         The pass's contributions to ``loss``, ``nll`` and the unweighted penalties.
@@ -141,6 +182,8 @@ def sft_backward(
         if weight:
             loss = loss + weight * share * value
         figures[f"penalty_{name}"] = float(value.detach()) * share
+    if idle:
+        loss, per_token, figures = 0 * loss, 0 * per_token, dict.fromkeys(figures, 0.0)
     if loss.requires_grad:
         torch.autograd.backward(loss)
     return {"loss": float(loss.detach()), "nll": float(per_token.detach()), **figures}

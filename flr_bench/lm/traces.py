@@ -59,6 +59,12 @@ class TraceKeeper:
             self._axes[name] = axes
         self._values[name][rows] = values
 
+    def absorb(self, rows: Int64s, other: TraceKeeper) -> None:
+        """Take over what another process kept of its examples, those at ``rows``."""
+        self._items[rows] = other._items[rows]
+        for name, values in other._values.items():
+            self._keep(name, rows, values[rows], other._axes[name])
+
     def traces(self) -> Traces:
         """What was kept, in the order of the examples."""
         return Traces(self._items, {name: Trace(self._axes[name], values) for name, values in self._values.items()})

@@ -8,8 +8,10 @@ global state of pyplot, no display needed.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from flr_bench.report.comparisons import quality
@@ -35,11 +37,17 @@ def draw_figures(view: SuiteView, data: str) -> dict[str, dict[str, bytes]]:
     """
     out: dict[str, dict[str, bytes]] = {}
     for name, draw in (("quality", quality_figure), ("cost", cost_figure), ("curves", curves_figure)):
-        with _style():
-            figure = draw(view, data)
-            if figure is not None:
-                out[name] = _encode(figure)
+        formats = rendered(partial(draw, view, data))
+        if formats:
+            out[name] = formats
     return out
+
+
+def rendered(draw: Callable[[], Figure | None]) -> dict[str, bytes]:
+    """The bytes of a figure by file ending, drawn in the one style; nothing where there is none to draw."""
+    with _style():
+        figure = draw()
+        return {} if figure is None else _encode(figure)
 
 
 # ---------------------------------------------------------------- quality
@@ -246,11 +254,21 @@ def _stage(fit: Fit) -> str:
 
 
 def _points(fit: Fit, name: str) -> list[tuple[float, float]]:
-    return [
-        (float(epoch), float(value))
-        for cell in fit.cells
-        for epoch, value in (cell.report.get("curves") or {}).get(name, ())
-    ]
+    return [point for cell in fit.cells for point in thinned((cell.report.get("curves") or {}).get(name, ()))]
+
+
+#: Points of one fit's curve that are drawn; one that is noted at every update has thousands.
+MOST_POINTS = 40
+
+
+def thinned(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """A curve in at most :data:`MOST_POINTS` points: means of as many neighbours, at the place of the last of them.
+
+    Curves of equal length, as seeds have them, keep common places.
+    """
+    size = -(-len(points) // MOST_POINTS) or 1
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(float(part[-1][0]), fmean(value for _, value in part)) for part in parts]
 
 
 def _model_legend(figure: Figure, palette: dict[str, Any], dashes: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from flr_bench.report.reading import Cell, Row, SeedValues, SuiteView
 from flr_bench.report.render import Column, Entry, Table
 from flr_bench.report.tables import mean_entry
 
-MEASURED_COST = ("seconds", "bytes", "rate")
+MEASURED_COST = ("seconds", "bytes", "rate", "resumed_after_updates")
 
 
 @dataclass(frozen=True)

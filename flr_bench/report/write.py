@@ -8,14 +8,24 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from flr_bench.errors import FlrBenchError
+from flr_bench.errors import FlrBenchError, UsageError
 from flr_bench.report.captions import missing_notes
 from flr_bench.report.cost import cost_table
-from flr_bench.report.reading import Json, Row, StoreReader, SuiteView
+from flr_bench.report.reading import Json, Row, StoreReader, SuiteView, read_json
 from flr_bench.report.render import FORMS, Table, to_markdown
+from flr_bench.report.search import SearchData, fits_by_place, is_current, measure, search_view
+from flr_bench.report.search_files import (
+    manifest_entry,
+    rankings,
+    read_published,
+    search_figure,
+    search_parquet,
+    search_table,
+)
 from flr_bench.report.tables import (
     ablation_table,
     contrast_table,
@@ -25,6 +35,7 @@ from flr_bench.report.tables import (
 from flr_bench.report.training import training_table
 
 MAX_BYTES = 2**20
+Cells = TypeVar("Cells")
 
 
 class ResultsFolderError(FlrBenchError):
@@ -57,11 +68,49 @@ def write_tables(store_root: Path, results: Path, suites: list[str] | None, prof
     for view in store.suites(suites, profile):
         folder = results / view.folder
         _make(folder)
-        files = _render(view)
-        files["manifest.json"] = _manifest(view, files)
+        searches, entry = _searches(view, folder)
+        files = _render(view) | searches
+        files["manifest.json"] = _manifest(view, files, entry)
         _remove_others(folder, files)
         written += [_write(folder / name, content) for name, content in sorted(files.items())]
     return sorted(written)
+
+
+def write_search(store_root: Path, results: Path, suite: str, profile: str) -> list[Path]:
+    """Write what the last ``flr-bench inspect search`` on a suite found, beside the suite's tables.
+
+    Only ``search.*``, ``search.parquet``, ``figures/*search.*`` and what ``manifest.json`` says of them are
+    touched; measured times are not shown.
+
+    Args:
+        store_root: the store's folder.
+        results: where to write, as for :func:`write_tables`.
+        suite: the suite's name with its version.
+        profile: the profile.
+
+    Returns:
+        The files written, sorted.
+
+    Raises:
+        UsageError: the store has no such inspection.
+        DamagedFileError: a file of the store cannot be read.
+        ResultsFolderError: ``results`` cannot be written.
+    """
+    store = StoreReader(store_root)
+    path = store_root / "searches" / f"{suite}-{profile}.json"
+    if not path.is_file():
+        raise UsageError(
+            f"the store at {store_root} has no inspection of {suite} ({profile}); run inspect search first"
+        )
+    view = SuiteView(store, read_json(path))
+    folder = results / view.folder
+    _make(folder)
+    files, entry = _search_files(view.version, measure(view), _environments(view))
+    manifest = _old_manifest(folder) or {"format": 1, "suite": view.version, "profile": view.profile}
+    others = {name: sha for name, sha in (manifest.get("files") or {}).items() if not SEARCH_FILE.fullmatch(str(name))}
+    files["manifest.json"] = _json_bytes({**manifest, "search": entry, "files": {**others, **_checksums(files)}})
+    _remove_others(folder, {**dict.fromkeys(others, b""), **files})
+    return sorted(_write(folder / name, content) for name, content in sorted(files.items()))
 
 
 def summary_table(store_root: Path, suite: str, profile: str | None) -> str:
@@ -110,25 +159,69 @@ def _file_name(data: str) -> str:
     return re.sub(r"[^\w.-]+", "-", data).strip("-")
 
 
+# ---------------------------------------------------------------- searches
+SEARCH_FILE = re.compile(r"search\.\w+|search-\d+\.parquet|figures/(.+-)?search\.\w+")
+"""Names of the files that tell of searches."""
+
+
+def _searches(view: SuiteView, folder: Path) -> tuple[dict[str, bytes], Json | None]:
+    """The files that tell of searches by the suite's models, and what the manifest says of them.
+
+    Made from the store where it has such rankings, else from what was published of the same models: a
+    fresh store of the same cells says nothing against it.
+    """
+    inspected = search_view(view.store, view)
+    if inspected is not None:
+        return _search_files(inspected.version, measure(inspected), _environments(inspected))
+    published = (_old_manifest(folder) or {}).get("search")
+    if not isinstance(published, dict) or not any(folder.glob("search*.parquet")):
+        return {}, None
+    fits = fits_by_place(view)
+    rows = [(part["data"], row) for part in published["data"] for row in part["rows"]]
+    if not all(is_current(fits, {data: row["cells"]}) for data, row in rows):
+        return {}, None
+    return _search_files(str(published["suite"]), read_published(folder), published.get("environments") or [])
+
+
+def _search_files(
+    suite: str, found: Sequence[SearchData], environments: Sequence[Json]
+) -> tuple[dict[str, bytes], Json]:
+    from flr_bench.report.figures import rendered
+
+    tables = [search_table(part) for part in found]
+    files = {f"search.{ending}": form(tables).encode() for ending, form in FORMS.items()}
+    for part in found:
+        prefix = f"{_file_name(part.data)}-" if len(found) > 1 else ""
+        formats = rendered(partial(search_figure, part))
+        files |= {f"figures/{prefix}search.{ending}": content for ending, content in formats.items()}
+    parts = _within_limit(search_parquet, rankings(found))
+    entry = {"suite": suite, **manifest_entry(found), "environments": list(environments)}
+    return files | _numbered("search", parts), entry
+
+
 # ---------------------------------------------------------------- ranks
 def _ranks_files(view: SuiteView) -> dict[str, bytes]:
     """``ranks.parquet``, or numbered parts where it would exceed 1 MiB."""
     cells = list(dict.fromkeys((data, row.cells[data][seed].rank) for row, data, seed in view.places()))
     finished = [(data, cell) for data, cell in cells if view.store.cell(cell) is not None]
-    if not finished:
-        return {}
-    parts = _within_limit(view, finished)
+    return _numbered("ranks", _within_limit(partial(_ranks_parquet, view), finished))
+
+
+def _numbered(name: str, parts: Sequence[bytes]) -> dict[str, bytes]:
     if len(parts) == 1:
-        return {"ranks.parquet": parts[0]}
-    return {f"ranks-{i:03d}.parquet": part for i, part in enumerate(parts)}
+        return {f"{name}.parquet": parts[0]}
+    return {f"{name}-{i:03d}.parquet": part for i, part in enumerate(parts)}
 
 
-def _within_limit(view: SuiteView, cells: Sequence[tuple[str, str]]) -> list[bytes]:
-    content = _ranks_parquet(view, cells)
+def _within_limit(content_of: Callable[[Sequence[Cells]], bytes], cells: Sequence[Cells]) -> list[bytes]:
+    """The cells' content in as many parts as stay below the limit; none for no cells."""
+    if not cells:
+        return []
+    content = content_of(cells)
     if len(content) <= MAX_BYTES or len(cells) == 1:
         return [content]
     half = len(cells) // 2
-    return _within_limit(view, cells[:half]) + _within_limit(view, cells[half:])
+    return _within_limit(content_of, cells[:half]) + _within_limit(content_of, cells[half:])
 
 
 def _ranks_parquet(view: SuiteView, cells: Sequence[tuple[str, str]]) -> bytes:
@@ -156,7 +249,7 @@ def _ranks_parquet(view: SuiteView, cells: Sequence[tuple[str, str]]) -> bytes:
 
 
 # ---------------------------------------------------------------- manifest
-def _manifest(view: SuiteView, files: dict[str, bytes]) -> bytes:
+def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None) -> bytes:
     """Where every number comes from: cells by row and seed, data, environments, checksums of the files."""
     content = {
         "format": 1,
@@ -170,9 +263,27 @@ def _manifest(view: SuiteView, files: dict[str, bytes]) -> bytes:
         "data": {name: _data_entry(view, name) for name in view.data},
         "rows": [_row_entry(view, row) for row in view.rows],
         "environments": _environments(view),
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
+        "files": _checksums(files),
+        **({} if search is None else {"search": search}),
     }
+    return _json_bytes(content)
+
+
+def _checksums(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+
+
+def _json_bytes(content: Json) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _old_manifest(folder: Path) -> Json | None:
+    """The manifest that lies in the folder, or ``None`` if there is none of ours."""
+    try:
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _data_entry(view: SuiteView, data: str) -> Json:
@@ -222,12 +333,10 @@ def _environments(view: SuiteView) -> list[Json]:
 
 def _remove_others(folder: Path, files: Mapping[str, bytes]) -> None:
     """Remove what an earlier manifest lists and is not made any more: a stale table would pass for a result."""
-    try:
-        listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-        names = [PurePosixPath(str(name)) for name in listed if name not in files]
-    except (OSError, ValueError, KeyError, TypeError):
+    listed = (_old_manifest(folder) or {}).get("files")
+    if not isinstance(listed, dict):
         return  # no manifest, or none of ours: nothing is known to be ours to remove
-    for name in names:
+    for name in [PurePosixPath(str(name)) for name in listed if name not in files]:
         if not name.is_absolute() and ".." not in name.parts and name.parts:
             try:
                 (folder / name).unlink(missing_ok=True)

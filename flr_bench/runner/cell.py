@@ -61,10 +61,23 @@ class Machine:
     Attributes:
         device: type of torch device, ``"cpu"`` or ``"cuda"``.
         threads: CPU threads; float sums depend on their number.
+        devices: processes that compute the cell together, each with a device and so many threads of its own;
+            sums depend on their number too.
     """
 
     device: str
     threads: int
+    devices: int = 1
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What enters a cell's hash; one device goes without saying."""
+        return {name: value for name, value in asdict(self).items() if name != "devices" or value != 1}
+
+    @property
+    def cost_key(self) -> str:
+        """Machines with the same key are expected to be about as fast."""
+        return self.device if self.devices == 1 else f"{self.devices} {self.device}"
 
 
 @dataclass(frozen=True)
@@ -173,13 +186,13 @@ class PrepareCell(Cell):
             "revision": self.revision,
             "params": dict(self.params),
             "fingerprint": self.fingerprint,
-            "machine": asdict(self.machine),
+            "machine": self.machine.inputs,
         }
 
     @property
     def cost_key(self) -> tuple[str, ...]:
         """See :attr:`Cell.cost_key`."""
-        return (self.kind, self.what, self.machine.device)
+        return (self.kind, self.what, self.machine.cost_key)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -218,14 +231,14 @@ class FitCell(Cell):
             "params": dict(self.params),
             "stage": self.stage,
             "seed": self.seed,
-            "machine": asdict(self.machine),
+            "machine": self.machine.inputs,
             "budget": asdict(self.budget),
         }
 
     @property
     def cost_key(self) -> tuple[str, ...]:
         """See :attr:`Cell.cost_key`."""
-        return (self.kind, self.method, self.stage, self.machine.device, str(self.examples.train_examples))
+        return (self.kind, self.method, self.stage, self.machine.cost_key, str(self.examples.train_examples))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -264,8 +277,8 @@ class RankCell(Cell):
     @property
     def cost_key(self) -> tuple[str, ...]:
         """See :attr:`Cell.cost_key`."""
-        decoding = str(self.params.get("decoding", ""))
-        return (self.kind, self.fit.method, decoding, self.fit.machine.device, str(self.test_examples))
+        decoding = " ".join(str(self.params[name]) for name in ("decoding", "search", "beams") if name in self.params)
+        return (self.kind, self.fit.method, decoding, self.fit.machine.cost_key, str(self.test_examples))
 
     def record(self) -> dict[str, Any]:
         """Content of ``cell.json``; the model is required under the role ``fit``."""

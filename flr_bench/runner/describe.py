@@ -42,6 +42,7 @@ def method_text(name: str) -> str:
         f"stages:   {', '.join(method.stages)}",
         f"revision: {method.revision}",
         f"seeds:    {'matter' if method.stochastic else 'do not matter'}",
+        f"devices:  {'several can fit and rank together' if method.devices_supported else 'one'}",
         f"source:   {RECOMMENDERS.origin(name)}",
     ]
     for title, model in (("fit parameters", method.FitParams), ("rank parameters", method.RankParams)):

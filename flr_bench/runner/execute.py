@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import flr_bench
 from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell, RankCell
+from flr_bench.runner.crew import Crew
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pool import Pool
 from flr_bench.runner.store import Store
@@ -106,7 +107,8 @@ def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Out
     status = "KILLED"
     try:
         if settings.workers == 1:
-            _run_here(schedule, Workshop(work), handle)
+            with Crew(work) as crew:
+                _run_here(schedule, Workshop(work), crew, handle)
         else:
             with Pool(work, settings.workers, plan.profile.threads) as pool:
                 _run_pool(schedule, pool, handle)
@@ -119,9 +121,9 @@ def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Out
     return outcome
 
 
-def _run_here(schedule: _Schedule, workshop: Workshop, handle: _EventHandler) -> None:
+def _run_here(schedule: _Schedule, workshop: Workshop, crew: Crew, handle: _EventHandler) -> None:
     while (job := schedule.next()) is not None:
-        workshop.run(job, handle)
+        (workshop if job.machine.devices == 1 else crew).run(job, handle)
         schedule.finish(job)
         handle.report_blocked()
 

@@ -6,7 +6,7 @@ Planning needs no torch: it reads the prepared data's manifest and validates par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,14 @@ class Plan:
         """The chosen profile."""
         return self.file.profile(self.profile_name)
 
+    @property
+    def on_one_device(self) -> tuple[str, ...]:
+        """The selected methods that several devices are of no use to, where the profile has several."""
+        if self.profile.devices == 1:
+            return ()
+        fits = (cell for cell in self.cells if isinstance(cell, FitCell))
+        return tuple(sorted({fit.method for fit in fits if fit.machine.devices == 1}))
+
     def missing(self, store: Store) -> tuple[Cell, ...]:
         """The selected cells that the store lacks."""
         return tuple(cell for cell in self.cells if cell.hash not in store)
@@ -109,7 +117,10 @@ class Plan:
         dumped = suite.model_dump(mode="json")
         settings = {
             **{name: dumped[name] for name in ("max_history", "seen_items", "split", "filters", "shared")},
-            **profile.model_dump(mode="json", exclude={"shared", "seeds", "workers"}),
+            # One device goes without saying: records from before there could be several stay as they are.
+            **profile.model_dump(
+                mode="json", exclude={"shared", "seeds", "workers"} | ({"devices"} if profile.devices == 1 else set())
+            ),
             "shared": merged(suite.shared, profile.shared),
         }
         return {
@@ -196,10 +207,12 @@ class Selection:
     Attributes:
         seeds: in place of the suite's.
         only: methods or labels of entries to run; the others' rows stay in the tables, as gaps if need be.
+        devices: in place of the profile's.
     """
 
     seeds: tuple[int, ...] | None = None
     only: tuple[str, ...] | None = None
+    devices: int | None = None
 
 
 def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Selection | None = None) -> Plan:
@@ -216,6 +229,8 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
         FlrBenchError: data or a backbone cannot be used.
     """
     selection = selection or Selection()
+    if selection.devices is not None:
+        file = file.with_devices(profile_name, selection.devices)
     profile = file.profile(profile_name)
     _check_only(file, selection.only)
     _check_primary(file)
@@ -434,6 +449,12 @@ class _Builder:
         """The cell of one stage and, through it, of those it builds on."""
         method = RECOMMENDERS.get(name)
         budget = self._budget(name, stage)
+        machine = replace(self._machine, devices=self.profile.devices if method.devices_supported else 1)
+        least = method.least_devices(params)
+        if machine.devices < least:
+            raise self.file.error(
+                self.where, f"{name} cannot be fitted so on fewer than {least} devices; give --devices {least}"
+            )
         seed = self.seed if method.stochastic else 0
         return FitCell(
             label=f"fit {shown or self.entry} · {stage} · {self.data.key} · seed {seed}",
@@ -450,7 +471,7 @@ class _Builder:
             params=dict(method.stage_params(params, stage)),
             stage=stage,
             seed=seed,
-            machine=self._machine,
+            machine=machine,
             budget=budget.budget(),
         )
 

@@ -138,7 +138,7 @@ class Pool:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._settings), daemon=True)
         threads = {"OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
-        with _environment(threads), _without_interrupts():
+        with environment(threads), without_interrupts():
             process.start()
         theirs.close()
         worker = _Worker(process, ours)
@@ -147,7 +147,7 @@ class Pool:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Hold Ctrl-C back meanwhile.
 
     A process started within never receives it: before it could say so itself, it would print a
@@ -161,7 +161,8 @@ def _without_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Any:
+def environment(values: dict[str, str]) -> Any:
+    """These environment variables for processes that start meanwhile."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -177,7 +178,7 @@ def _environment(values: dict[str, str]) -> Any:
 def _serve(pipe: connection.Connection, settings: WorkSettings) -> None:
     """Body of a worker: jobs in, events out, until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    _end_with_parent()
+    end_with_parent()
     # What libraries print would tear the parent's display.
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives as long as the process
     workshop = Workshop(settings)
@@ -196,7 +197,7 @@ def _serve(pipe: connection.Connection, settings: WorkSettings) -> None:
         pipe.send(None)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A run that is killed outright must not leave workers behind."""
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flr_bench.errors import UsageError
 from flr_bench.runner.cell import Cell, canonical_json
 from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells_to_run, run_plan
 from flr_bench.runner.plan import Plan, Selection, closure, make_plan, refuse_missing
@@ -44,12 +45,14 @@ class Request:
         profile: which of its profiles.
         seeds: ``--seeds``, or ``None`` for the suite's own.
         only: ``--only``: methods or labels separated by commas, or ``None`` for all.
+        devices: ``--devices``: processes, each with a device, that compute one cell; ``None`` for the profile's.
     """
 
     suite: str
     profile: str
     seeds: str | None = None
     only: str | None = None
+    devices: int | None = None
 
     def plan(self, cache: Path) -> Plan:
         """Find, read and plan the suite.
@@ -58,7 +61,7 @@ class Request:
             UsageError: a name or the suite file is wrong.
         """
         only = tuple(name.strip() for name in self.only.split(",")) if self.only is not None else None
-        selection = Selection(parse_seeds(self.seeds) if self.seeds is not None else None, only)
+        selection = Selection(parse_seeds(self.seeds) if self.seeds is not None else None, only, self.devices)
         return make_plan(load_suite(find_suite(self.suite)), self.profile, cache, selection)
 
 
@@ -118,6 +121,13 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
     store = Store(folders.runs)
     folders.check()
     plan = request.plan(folders.cache)
+    count = workers or plan.profile.workers
+    if plan.profile.devices > 1 and count > 1:
+        raise UsageError(
+            f"cells on {plan.profile.devices} devices run one after another; give --workers 1, or --devices 1"
+        )
+    if plan.on_one_device:
+        frontend.say(f"on one device, since they cannot use {plan.profile.devices}: {', '.join(plan.on_one_device)}")
     store.initialise()
     with store.lock():
         _write_record(plan, store, frontend.say)
@@ -126,7 +136,7 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
         todo = cells_to_run(plan, store, mode)
         if not todo:
             return Session(plan, store, computed=False, outcome=Outcome())
-        settings = RunSettings(folders.cache, workers or plan.profile.workers, mode, frontend.observers())
+        settings = RunSettings(folders.cache, count, mode, frontend.observers())
         with frontend.display(len(todo)) as display:
             outcome = run_plan(plan, store, settings, display)
     return Session(plan, store, computed=True, outcome=outcome)

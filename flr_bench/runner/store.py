@@ -8,6 +8,8 @@
                                              thoughts.parquet (:mod:`flr_bench.runner.traces`)
     <root>/failures/<hash>.json              the last failure of a cell that is not there
     <root>/suites/<name@n>-<profile>.json    rows of a suite and the cells behind them
+    <root>/checkpoints/<hash>/               where an interrupted fit goes on; removed once its cell is there
+    <root>/searches/<name@n>-<profile>.json  rows of the last ``flr-bench inspect search`` on a suite
     <root>/tables/<name@n>-<profile>.json    what the tables were last written from
     <root>/tmp/                              cells being computed; removed when the next run starts
 """
@@ -128,6 +130,10 @@ class Store:
         """The cell's ``model`` folder."""
         return self.folder(cell_hash) / "model"
 
+    def checkpoints(self, cell_hash: str) -> Path:
+        """Where the fit of the cell may keep itself against interruption; whoever writes there makes it."""
+        return self.root / "checkpoints" / cell_hash
+
     def __contains__(self, cell_hash: str) -> bool:
         """Tell whether the cell is there; a cell is there whole or not at all."""
         return (self.folder(cell_hash) / "cell.json").is_file()
@@ -139,7 +145,7 @@ class Store:
             FlrBenchError: the folder cannot be written.
         """
         ensure_writable(self.root, "runs", "--runs")
-        for name in ("cells", "failures", "suites", "tables", "tmp"):
+        for name in ("cells", "failures", "searches", "suites", "tables", "tmp"):
             (self.root / name).mkdir(exist_ok=True)
         if not (self.root / "store.json").exists():
             write_json(self.root / "store.json", {"format": FORMAT})
@@ -164,9 +170,12 @@ class Store:
             yield
 
     def sweep(self) -> None:
-        """Remove unfinished cells; only while no cell is running."""
+        """Remove unfinished cells, and checkpoints of finished ones; only while no cell is running."""
         for leftover in (self.root / "tmp").iterdir():
             shutil.rmtree(leftover, ignore_errors=True)
+        for folder in (self.root / "checkpoints").glob("*"):
+            if folder.name in self:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def writing(self, cell: Cell) -> Iterator[Path]:
@@ -184,6 +193,7 @@ class Store:
                 final.rename(temporary.with_name(f"{temporary.name}-old"))
             temporary.rename(final)
             (self.root / "failures" / f"{cell.hash}.json").unlink(missing_ok=True)
+            shutil.rmtree(self.checkpoints(cell.hash), ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
@@ -208,6 +218,10 @@ class Store:
     def suite_path(self, version: str, profile: str) -> Path:
         """Where the record of a suite lies, or will; every version has its own."""
         return self.root / "suites" / f"{version}-{profile}.json"
+
+    def search_path(self, version: str, profile: str) -> Path:
+        """Where the record of a suite's last ``flr-bench inspect search`` lies, or will."""
+        return self.root / "searches" / f"{version}-{profile}.json"
 
     def seconds_by_cost(self) -> dict[tuple[str, ...], list[float]]:
         """Seconds that past cells took, by :attr:`Cell.cost_key`."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from flr_bench.data.prepared import FilterParams, SplitParams
 from flr_bench.errors import UnknownNameError, UsageError
@@ -40,6 +40,9 @@ class Profile(Params):
     threads: int = Field(1, ge=1, description="CPU threads of a cell")
     workers: int = Field(1, ge=1, description="cells running side by side")
     device: Literal["cpu", "cuda"] = Field("cpu", description="type of torch device")
+    devices: int = Field(
+        1, ge=1, description="devices (on cpu: processes) that compute one cell together, where the method can"
+    )
     test_examples: int | None = Field(None, ge=1, description="test examples, spread over all test users")
     valid_examples: int | None = Field(None, ge=1, description="valid examples, the same for every seed")
     budgets: dict[str, StageBudget] = Field(description="by stage, the same for every method that has the stage")
@@ -53,6 +56,12 @@ class Profile(Params):
         if value is not None:
             resolve_seeds(value)
         return value
+
+    @model_validator(mode="after")
+    def _one_way_of_sharing(self) -> Self:
+        if self.devices > 1 and self.workers > 1:
+            raise ValueError("cells on several devices run one after another: devices or workers must be 1")
+        return self
 
 
 class RecommenderEntry(Params):
@@ -178,6 +187,17 @@ class SuiteFile:
         if name not in self.suite.profiles:
             raise UnknownNameError(f"profile of suite {self.suite.name}", name, self.suite.profiles)
         return self.suite.profiles[name]
+
+    def with_devices(self, profile: str, devices: int) -> SuiteFile:
+        """The suite with ``devices`` in a profile; cells on several devices run one after another.
+
+        Raises:
+            UnknownNameError: the suite has no such profile.
+        """
+        found = self.profile(profile)
+        changed = found.model_copy(update={"devices": devices, "workers": 1 if devices > 1 else found.workers})
+        suite = self.suite.model_copy(update={"profiles": {**self.suite.profiles, profile: changed}})
+        return replace(self, suite=suite)
 
     def check(self, model: type[Model], value: Mapping[str, Any], where: Iterable[Location]) -> Model:
         """Validate parameters that may come from several places of the file.

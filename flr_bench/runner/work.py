@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,6 +82,11 @@ class Job:
         """Cells of other jobs that must be in the store before."""
         return tuple({needed.hash: needed for cell in self.cells for needed in cell.needs}.values())
 
+    @property
+    def machine(self) -> Machine:
+        """Where its cells run; all rankings by one model run where it was trained."""
+        return machine_of(self.cells[0])
+
 
 @dataclass(frozen=True)
 class WorkSettings:
@@ -90,11 +96,13 @@ class WorkSettings:
         store_root: the store.
         cache: where prepared data lie.
         environment: content of ``environment.json``, the same for all cells of an invocation.
+        rank: number of this process among those that compute the cells together; the first alone writes them.
     """
 
     store_root: Path
     cache: Path
     environment: Mapping[str, Any]
+    rank: int = 0
 
 
 class Workshop:
@@ -130,7 +138,7 @@ class Workshop:
         return Event("failed", cell.hash, cell.label, values)
 
     def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> float:
-        with self.store.writing(cell) as folder, _logging_to(folder / "log.txt"):
+        with self._writing(cell) as folder, _logging_to(folder / "log.txt"):
             report = _Reporter(cell, emit)
             if isinstance(cell, RankCell):
                 metrics = self._rank(cell, folder, loaded, report)
@@ -141,9 +149,18 @@ class Workshop:
             else:
                 raise TypeError(f"{cell.kind} is no kind of cell")
             write_json(folder / "metrics.json", finite(metrics))
-            machine = cell.fit.machine if isinstance(cell, RankCell) else _machine(cell)
-            write_json(folder / "environment.json", {**self.settings.environment, **asdict(machine)})
+            write_json(folder / "environment.json", {**self.settings.environment, **machine_of(cell).inputs})
         return float(metrics["seconds"])
+
+    @contextlib.contextmanager
+    def _writing(self, cell: Cell) -> Iterator[Path]:
+        """A folder that becomes the cell; in all processes but the first one that is thrown away."""
+        if self.settings.rank == 0:
+            with self.store.writing(cell) as folder:
+                yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix=f"{cell.hash}-", dir=self.store.root / "tmp") as name:
+            yield Path(name)
 
     def _prepare(self, cell: PrepareCell, folder: Path, report: _Reporter) -> dict[str, Any]:
         preparer = PREPARERS.get(cell.what)
@@ -161,11 +178,13 @@ class Workshop:
             validate=_no_validation,
             progress=report,
             scratch=_made(folder / "scratch"),
+            checkpoints=self.store.checkpoints(cell.hash),
+            cache=self.settings.cache,
         )
         with measured(cell.machine) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
         _remove(folder / "scratch")
-        return {"report": _as_json(fitted), **cost.figures}
+        return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
 
     def _fit(self, cell: FitCell, folder: Path, report: _Reporter) -> dict[str, Any]:
         method: type[Recommender] = RECOMMENDERS.get(cell.method)
@@ -182,12 +201,16 @@ class Workshop:
             validate=Validation(split, cell.budget.watch, cell.examples.seen_items),
             progress=report,
             scratch=_made(folder / "scratch"),
+            checkpoints=self.store.checkpoints(cell.hash),
+            cache=self.settings.cache,
+            devices=cell.machine.devices,
         )
         with measured(cell.machine) as cost:
             fitted = recommender.fit(split, context)
-        recommender.save(_made(folder / "model"))
+        if self.settings.rank == 0:
+            recommender.save(_made(folder / "model"))
         _remove(folder / "scratch")
-        return {"report": _as_json(fitted), **cost.figures}
+        return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
 
     def _rank(self, cell: RankCell, folder: Path, loaded: _Loaded, report: _Reporter) -> dict[str, Any]:
         from flr_bench.evaluation.metrics import evaluate
@@ -209,6 +232,8 @@ class Workshop:
             split=split,
             validate=Validation(split, VALID_METRIC, fit.examples.seen_items),
             progress=report,
+            cache=self.settings.cache,
+            devices=fit.machine.devices,
         )
 
         def rank(asked: Examples, k: int) -> Ranking:
@@ -216,6 +241,8 @@ class Workshop:
 
         with measured(fit.machine) as cost:
             ranking = rank_by_rule(rank, examples, max(cell.ks), len(split.catalog), fit.examples)
+        if self.settings.rank:
+            return dict(cost.figures)
         evaluation = evaluate(ranking, examples, split.catalog, cell.ks, split.interactions)
         evaluation.per_example.to_parquet(folder / "per_example.parquet", index=False)
         _write_ranking(folder / "ranking.parquet", examples, ranking)
@@ -487,6 +514,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _with_earlier(cost: Cost, report: FitReport) -> dict[str, float | int]:
+    """The cost of a fit, with the seconds of the part before the checkpoint that it went on from."""
+    earlier = report.measurements.get("earlier_seconds", 0.0)
+    return {**cost.figures, "seconds": cost.figures["seconds"] + earlier}
+
+
 def _as_json(report: FitReport) -> dict[str, Any]:
     values: dict[str, Any] = finite({**asdict(report), "curves": {k: list(v) for k, v in report.curves.items()}})
     json.dumps(values)
@@ -497,7 +530,10 @@ def _inputs(cell: Cell, store: Store) -> dict[str, Path]:
     return {role: store.model(required.hash) for role, required in cell.requires.items()}
 
 
-def _machine(cell: Cell) -> Machine:
+def machine_of(cell: Cell) -> Machine:
+    """Where the cell runs: a ranking where its model was trained."""
+    if isinstance(cell, RankCell):
+        return cell.fit.machine
     if isinstance(cell, FitCell | PrepareCell):
         return cell.machine
     raise TypeError(f"a {cell.kind} cell names no machine of its own")
@@ -522,6 +558,7 @@ def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
         "example": pa.array(examples.ids),
         "items": pa.array(list(ranking.items), type=pa.list_(pa.int32())),
         "scores": pa.array(list(ranking.scores), type=pa.list_(pa.float32())),
+        **{name: pa.array(values) for name, values in ranking.per_example.items()},
     }
     pq.write_table(pa.table(columns), path)
 

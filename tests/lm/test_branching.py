@@ -3,6 +3,8 @@
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
@@ -13,13 +15,17 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
+from flr_bench.errors import UsageError
 from flr_bench.lm.branching import (
     BranchTree,
     UnsupportedBackbone,
     chains,
     encode_prompts,
+    right_padded,
     run_branches,
     token_embeddings,
     token_log_probabilities,
@@ -170,12 +176,66 @@ def test_last_is_the_last_prompt_token() -> None:
     assert torch.equal(prompts.last[1], prompts.hidden[1, 2])
 
 
-@pytest.mark.parametrize("what", ["alibi", "window"])
+@MODELS
+def test_prompts_padded_on_the_left_are_moved_to_the_right(name: str) -> None:
+    model = build(name)
+    ids, lengths, targets = prompts_and_targets()
+    columns = torch.arange(9)
+    mask = columns >= 9 - lengths[:, None]
+    left = torch.full((3, 9), 5)
+    for row, length in enumerate(lengths):
+        left[row, 9 - length :] = ids[row, :length]
+    moved, found = right_padded(left, mask.long())
+    assert torch.equal(found, lengths)
+    assert moved.shape == (3, 7)
+    for row, length in enumerate(lengths):
+        assert torch.equal(moved[row, :length], ids[row, :length])
+    with torch.no_grad():
+        expected = plain_log_probabilities(model, ids, lengths, targets)
+        torch.testing.assert_close(
+            branched_log_probabilities(model, moved, found, targets), expected, rtol=1e-4, atol=1e-5
+        )
+    for form in (ids, moved):  # padded on the right or not at all: as it was
+        mask = torch.arange(form.shape[1]) < lengths[:, None]
+        assert torch.equal(right_padded(form, mask)[0], form)
+
+
+def test_masks_with_holes_or_without_tokens_are_refused() -> None:
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(UsageError, match="prompt 1 has padding between its tokens"):
+        right_padded(ids, torch.tensor([[0, 1, 1], [1, 0, 1]]))
+    with pytest.raises(UsageError, match=r"prompt 0 has .* no token at all"):
+        right_padded(ids, torch.tensor([[0, 0, 0], [1, 0, 0]]))
+    with pytest.raises(UsageError, match="both must be"):
+        right_padded(ids, torch.ones(2, 4))
+
+
+def test_a_window_longer_than_the_check_is_seen_by_the_prompts_length() -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=V, **shape, num_key_value_heads=2, sliding_window=300)
+    model = MistralForCausalLM(config).eval()
+    encode_prompts(model, torch.zeros(1, 44, dtype=torch.int64), torch.tensor([44]))
+    with pytest.raises(UnsupportedBackbone, match="the last 300 tokens only, too few for prompts of 45") as caught:
+        encode_prompts(model, torch.zeros(1, 45, dtype=torch.int64), torch.tensor([45]))
+    assert "\n" not in str(caught.value)
+    full = Qwen2ForCausalLM(Qwen2Config(vocab_size=V, **shape, num_key_value_heads=2, sliding_window=8)).eval()
+    encode_prompts(full, torch.zeros(1, 45, dtype=torch.int64), torch.tensor([45]))
+
+
+@pytest.mark.parametrize("what", ["alibi", "window", "encoder", "both"])
 def test_others_are_refused_in_one_line(what: str) -> None:
     torch.manual_seed(0)
     model: torch.nn.Module
     if what == "alibi":
         model = BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3))
+    elif what == "encoder":
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = BertForMaskedLM(BertConfig(vocab_size=V, **shape, initializer_range=0.3))
+    elif what == "both":
+        model = T5ForConditionalGeneration(
+            T5Config(vocab_size=V, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+        )
     else:
         model = MistralForCausalLM(
             MistralConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from flr_bench.lm.decoding import (
     rank_pool,
 )
 from flr_bench.lm.item_trie import ItemTrie
+from flr_bench.lm.published_beam import FILLED
 from flr_bench.lm.search import Pool, beam_search, exact_search
 from tests.lm.search_oracle import MODEL, brute_force, build, some_prompts, titles_strategy
 
@@ -168,10 +170,15 @@ def test_scores_by_hand():
         log_m=np.array([0.5]),
         lengths=np.array([4]),
         log_assistant=np.array([-2.0]),
+        found=np.array([-6.5]),
     )
     chosen = DecodingSettings(length_penalty=0.5, alpha=0.25)
     values = {name: decoding_named(name).score(candidates, chosen)[0] for name in NAMES}
     assert values == {"plain": -6.5, "length_normalised": -3.25, "d3": 0.25 * -6.5 + 0.75 * -2.0}
+    published = decoding_named("length_normalised_published")
+    assert published.score(candidates, chosen)[0] == -3.25
+    filled = replace(candidates, found=np.array([-6.5 - FILLED]))
+    assert published.score(filled, chosen)[0] == -3.25 - FILLED
 
 
 def test_plain_and_length_normalised_share_their_beam_search_only():
@@ -180,6 +187,36 @@ def test_plain_and_length_normalised_share_their_beam_search_only():
     assert plain.search_key(chosen) == normalised.search_key(chosen) != d3.search_key(chosen)
     assert plain.search_key(chosen, "exact") != normalised.search_key(chosen, "exact")
     assert d3.search_key(chosen) != d3.search_key(DecodingSettings(alpha=0.5))
+    published, allowed = decoding_named("length_normalised_published"), DecodingSettings(normalisation="allowed")
+    assert published.search_key(chosen) not in (plain.search_key(chosen), normalised.search_key(chosen))
+    assert published.search_key(chosen) != published.search_key(DecodingSettings(length_penalty=0.5))
+    for search in ("beam", "exact"):
+        for decoding in (plain, normalised, published):
+            assert decoding.search_key(chosen, search) != decoding.search_key(allowed, search)
+    assert plain.search_key(allowed) == normalised.search_key(allowed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(titles_strategy, copies_strategy, st.integers(0, 10_000), st.sampled_from(["share", "each"]), st.data())
+def test_the_published_search_always_ranks_k_distinct_items(titles, copies, seed, duplicates, data):
+    titles = [(*title, 11) for title in titles]
+    items, _ = items_of(titles, copies[: len(titles)], seed)
+    trie, (ids, lengths) = trie_of(titles, items), some_prompts(seed, 2)
+    decoding, chosen = decoding_named("length_normalised_published"), DecodingSettings(duplicates, 0.7, seed=seed)
+    k = data.draw(st.integers(1, len(items.items)))
+    guide, search = decoding.path_score(trie, chosen), decoding.beam_search()
+    pool = search(MODEL, encode_prompts(MODEL, ids, lengths), None, trie, k=k, beams=3, path_score=guide)
+    ranking = rank_pool(decoding, pool, items, chosen, k)
+    table = brute_force(MODEL, ids, lengths, None, titles)
+    scores = expected_scores("length_normalised", table, titles, items, None, chosen)
+    own = np.take_along_axis(scores, ranking.items, 1)
+    filled = ranking.scores < -FILLED / 2
+    np.testing.assert_allclose(own[~filled], ranking.scores[~filled], atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(own[filled] - FILLED, ranking.scores[filled], atol=1e-2)
+    assert ranking.measurements["filled"] == filled.any(1).mean()
+    assert all(len(set(row)) == k for row in ranking.items.tolist())
+    assert (np.diff(ranking.scores, axis=1) <= 0).all()
+    assert (np.diff(filled.astype(int), axis=1) >= 0).all()
 
 
 def test_alpha_is_chosen_among_what_both_experts_would_rank_first():
@@ -239,4 +276,4 @@ def test_titles_are_numbered_as_in_the_catalog():
 def test_the_registry_finds_decodings_without_torch():
     code = "import sys; from flr_bench.registry import DECODINGS; print(DECODINGS.names(), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "('d3', 'length_normalised', 'plain') False"
+    assert out.strip() == "('d3', 'length_normalised', 'length_normalised_published', 'plain') False"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from flr_bench.errors import DataError
-from flr_bench.lm.item_trie import ItemTrie
+from flr_bench.errors import DamagedFileError, DataError
+from flr_bench.lm import item_trie
+from flr_bench.lm.item_trie import ItemTrie, source_checksum
 
 titles_strategy = st.lists(
     st.lists(st.integers(0, 4), min_size=1, max_size=5).map(tuple), min_size=1, max_size=30, unique=True
@@ -82,6 +86,67 @@ def test_bad_titles_are_refused_in_one_line():
         ItemTrie.build(np.array([1, 2]), np.array([0, 1, 2]), np.array([0, 0]))
     with pytest.raises(DataError, match="empty"):
         ItemTrie.build(np.array([], dtype=np.int64), np.array([0]), np.array([], dtype=np.int64))
+
+
+def same(one: ItemTrie, other: ItemTrie) -> bool:
+    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(ItemTrie))
+
+
+SOURCE = (np.array([1, 2, 1, 3, 4, 70_000]), np.array([0, 2, 4, 6]), np.array([2, 0, 1, 0]))
+
+
+def test_a_stored_trie_comes_back_and_is_checked(tmp_path):
+    trie, checksum = ItemTrie.build(*SOURCE), source_checksum(*SOURCE)
+    path = tmp_path / "trie.safetensors"
+    trie.save(path, checksum)
+    loaded = ItemTrie.load(path, checksum)
+    assert same(trie, loaded)
+    assert all(getattr(loaded, f.name).dtype == torch.int64 for f in fields(ItemTrie))
+    assert [file.name for file in tmp_path.iterdir()] == ["trie.safetensors"]
+    with pytest.raises(DamagedFileError, match=r"trie\.safetensors' is one of other titles"):
+        ItemTrie.load(path, source_checksum(SOURCE[0], SOURCE[1], SOURCE[2][::-1]))
+    whole = bytearray(path.read_bytes())
+    path.write_bytes(whole[:-3])
+    with pytest.raises(DamagedFileError, match="missing or damaged"):
+        ItemTrie.load(path, checksum)
+    whole[-3] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        ItemTrie.load(path, checksum)
+    save_file({"weight": torch.zeros(2)}, path, {"source": checksum})
+    with pytest.raises(DamagedFileError, match="no item trie of format 1"):
+        ItemTrie.load(path, checksum)
+
+
+def test_the_cache_keeps_large_tries_and_mends_itself(tmp_path, monkeypatch, caplog):
+    expected, folder = ItemTrie.build(*SOURCE), tmp_path / "tries"
+    assert same(ItemTrie.cached(*SOURCE, tmp_path), expected)
+    assert not folder.exists()  # too small
+    monkeypatch.setattr(item_trie, "CACHED_FROM", 3)
+    assert same(ItemTrie.cached(*SOURCE, None), expected)
+    assert not folder.exists()
+    assert same(ItemTrie.cached(*SOURCE, tmp_path), expected)
+    (file,) = folder.iterdir()
+    assert file.name == f"{source_checksum(*SOURCE)}.safetensors"
+    whole = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(ItemTrie, "build", None)  # read, not built
+        assert same(ItemTrie.cached(*SOURCE, tmp_path), expected)
+    assert not caplog.records
+    for damaged in (b"", whole[:100], b"something else"):
+        file.write_bytes(damaged)
+        caplog.clear()
+        assert same(ItemTrie.cached(*SOURCE, tmp_path), expected)
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert str(file) in record.getMessage()
+        assert "\n" not in record.getMessage()
+        assert same(ItemTrie.load(file, source_checksum(*SOURCE)), expected)
+        assert list(folder.iterdir()) == [file]
+    (tmp_path / "blocked").write_text("in the way")
+    caplog.clear()
+    assert same(ItemTrie.cached(*SOURCE, tmp_path / "blocked"), expected)
+    assert "cannot be stored" in caplog.records[0].getMessage()
 
 
 def test_a_large_catalog_is_built_in_seconds():

@@ -120,8 +120,13 @@ def test_constant_thought_is_a_parameter():
         SingleLatentParams(constant_scale=1.0)
 
 
-@pytest.mark.parametrize("decoding", ["plain", "length_normalised", "d3"])
-@pytest.mark.parametrize("search", ["beam", "exact"])
+@pytest.mark.parametrize(
+    ("decoding", "search"),
+    [
+        ("length_normalised_published", "beam"),
+        *((name, search) for name in ("plain", "length_normalised", "d3") for search in ("beam", "exact")),
+    ],
+)
 def test_decodings_rank_distinct_items_with_falling_scores(decoding, search):
     model = fitted("flr").model
     ranking = rank(model, k=7, decoding=decoding, search=search)
@@ -170,6 +175,101 @@ def test_scores_are_those_of_every_title_run_on_its_own():
                 scores[batch.rows] = -nll.sum(1).numpy() - np.log(counts[titles[batch.rows]])
         best = np.sort(scores[catalog.title_of_item])[::-1][:4]
         np.testing.assert_allclose(ranking.scores[row], best, rtol=1e-4, atol=1e-4)
+
+
+def all_log_probabilities(model, examples, *, allowed: bool) -> np.ndarray:
+    """The plain way: each title a full sequence with the thought before it, ``[n, titles]``."""
+    book, latent = model.title_book(small_split().catalog), model._state.model
+    data, _ = book.targets(examples)
+    titles = [tuple(book.tokenized.targets.row(i).tolist()) for i in range(len(book.tokenized.targets))]
+    following: dict[tuple[int, ...], set[int]] = {}
+    for title in titles:
+        for length in range(len(title)):
+            following.setdefault(title[:length], set()).add(title[length])
+    embed = latent.language_model.get_input_embeddings()
+    longest = max(map(len, titles))
+    padded = torch.tensor([[*title, *[0] * (longest - len(title))] for title in titles])
+    table = np.empty((len(examples), len(titles)))
+    with torch.inference_mode():
+        for row in range(len(examples)):
+            batch = data.batch(np.array([row]))
+            prompts = latent.encode(batch)
+            thoughts = latent.think(prompts, batch.item_spans).tokens[0] if latent.reasoner.num_thoughts else None
+            prompt = embed(torch.from_numpy(data.prompt_tokens[slice(*data.prompt_offsets[row : row + 2])]).long())
+            before = prompt if thoughts is None else torch.cat([prompt, thoughts])
+            sequences = torch.cat([before.expand(len(titles), -1, -1), embed(padded)], 1)
+            logits = latent.language_model(inputs_embeds=sequences, use_cache=False).logits[:, -longest - 1 : -1]
+            for column, title in enumerate(titles):
+                own = logits[column, : len(title)].clone()
+                for depth in range(len(title) if allowed else 0):
+                    others = torch.ones(own.shape[1], dtype=torch.bool)
+                    others[list(following[title[:depth]])] = False
+                    own[depth, others] = -torch.inf
+                table[row, column] = own.log_softmax(-1)[torch.arange(len(title)), list(title)].sum()
+    return table
+
+
+@pytest.mark.parametrize("decoding", ["plain", "length_normalised"])
+@pytest.mark.parametrize("normalisation", ["vocabulary", "allowed"])
+def test_both_normalisations_are_those_of_every_title_run_on_its_own(decoding, normalisation):
+    found = fitted("flr")
+    model = FLR.load(found.folder, found.inputs)
+    examples = small_split().valid.take(np.arange(2))
+    catalog = small_split().catalog
+    scores = all_log_probabilities(model, examples, allowed=normalisation == "allowed")[:, catalog.title_of_item]
+    scores -= np.log(np.bincount(catalog.title_of_item))[catalog.title_of_item]
+    if decoding == "length_normalised":
+        scores /= model.title_book(catalog).tokenized.targets.lengths[catalog.title_of_item]
+    # The other normalisation first: its searches must not be taken for those asked for.
+    other = {"vocabulary": "allowed", "allowed": "vocabulary"}[normalisation]
+    for search in ("exact", "beam"):
+        options = {"search": search, "exact_budget": None} if search == "exact" else {}
+        rank(model, k=4, examples=examples, decoding=decoding, normalisation=other, **options)
+        ranking = rank(model, k=4, examples=examples, decoding=decoding, normalisation=normalisation, **options)
+        own = np.take_along_axis(scores, ranking.items.astype(np.int64), 1)
+        np.testing.assert_allclose(ranking.scores, own, rtol=1e-4, atol=1e-4)
+        if search == "exact":
+            np.testing.assert_allclose(ranking.scores, -np.sort(-scores, axis=1)[:, :4], rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_decoding_ranks_what_generate_finds():
+    from tests.lm.test_published_beam import generated
+
+    found = fitted("flr")
+    model = FLR.load(found.folder, found.inputs)
+    examples, catalog = small_split().valid.take(np.arange(3)), small_split().catalog
+    ranking = rank(model, k=5, beams=5, examples=examples, decoding="length_normalised_published")
+    assert ranking.measurements["filled"] == 0
+    assert ranking.measurements["proven"] == 0
+    assert rank(model, k=5, beams=5, examples=examples).measurements["reused_seconds"] == 0
+    book, latent = model.title_book(catalog), model._state.model
+    titles = [tuple(book.tokenized.targets.row(i).tolist()) for i in range(len(book.tokenized.targets))]
+    (end,) = {title[-1] for title in titles}
+    data, _ = book.targets(examples)
+    for row in range(3):
+        batch = data.batch(np.array([row]))
+        with torch.inference_mode():
+            thought = latent.think(latent.encode(batch), batch.item_spans).tokens[0]
+        prompt = torch.from_numpy(data.prompt_tokens[slice(*data.prompt_offsets[row : row + 2])]).long()
+        expected, scores = generated(latent.language_model, prompt, thought, titles, 5, 1.0, end=end)
+        # Items that share a title share its probability; alone they are the title.
+        log_m = np.log(np.bincount(catalog.title_of_item)[expected])
+        scores = np.array(scores) - log_m / np.array([len(titles[title]) for title in expected])
+        items = [(score, item) for score, t in zip(scores, expected, strict=True)
+                 for item in np.flatnonzero(catalog.title_of_item == t)]  # fmt: skip
+        np.testing.assert_allclose(ranking.scores[row], sorted((s for s, _ in items), reverse=True)[:5], atol=1e-5)
+        assert set(ranking.items[row].tolist()) <= {item for _, item in items}
+
+
+def test_options_that_a_decoding_knows_nothing_of_are_refused():
+    for wrong, expected in (
+        ({"decoding": "d3", "normalisation": "allowed"}, "normalisation: allowed means nothing for decoding: d3"),
+        ({"decoding": "length_normalised_published", "search": "exact"}, "goes with search: beam only"),
+        ({"decoding": "plain", "length_penalty": 2.0}, "length_penalty is for"),
+    ):
+        with pytest.raises(ValidationError, match=expected):
+            LanguageModelRankParams(**wrong)
+    LanguageModelRankParams(decoding="length_normalised_published", length_penalty=2.0, normalisation="allowed")
 
 
 @pytest.mark.parametrize("control", ["noise", "mean", "other_user"])

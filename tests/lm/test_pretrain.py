@@ -10,7 +10,7 @@ import torch
 from flr_bench.errors import DataError
 from flr_bench.interface import Budget, Catalog, Examples, FitContext, FitReport, Interactions, Progress, Split
 from flr_bench.lm.backbone import BackboneParams, load_backbone, save_backbone
-from flr_bench.lm.cross_entropy import head_cross_entropy
+from flr_bench.lm.cross_entropy import frozen_head_log_probabilities, head_cross_entropy
 from flr_bench.lm.pretrain import BackbonePreparer, TitleSequences, batches, fill, scratch_backbone, target_nll
 from flr_bench.lm.prompt import TokenizedCatalog
 from flr_bench.registry import PREPARERS
@@ -77,6 +77,23 @@ def test_head_cross_entropy_equals_the_plain_one() -> None:
     found = torch.autograd.grad(ours * 0.5, [hidden, head])
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_head_gives_the_plain_log_probabilities_and_gradients() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(600, 8, requires_grad=True)
+    head = torch.randn(50, 8)
+    targets = torch.randint(0, 50, (600,))
+    weights = torch.randn(600)
+    plain = -torch.nn.functional.cross_entropy(hidden @ head.t(), targets, reduction="none")
+    ours = frozen_head_log_probabilities(hidden, head, targets)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    (expected,) = torch.autograd.grad(plain @ weights, hidden)
+    (found,) = torch.autograd.grad(ours @ weights, hidden)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(frozen_head_log_probabilities(hidden, head, targets), plain, rtol=1e-5, atol=1e-5)
+    assert frozen_head_log_probabilities(hidden[:0], head, targets[:0]).shape == (0,)
 
 
 def test_windows_cover_every_training_token_once_and_no_other_user() -> None:

@@ -8,7 +8,7 @@ import pytest
 from flr_bench.errors import DataError, UnknownNameError, UsageError
 from flr_bench.interface import Catalog, Examples
 from flr_bench.lm.backbone import train_tokenizer
-from flr_bench.lm.prompt import TEMPLATES, TokenizedCatalog, build_prompts
+from flr_bench.lm.prompt import TEMPLATES, Pieces, TokenizedCatalog, _check_prefixes, build_prompts
 
 TITLES = (
     "Toy Story (1995)",
@@ -116,5 +116,34 @@ def test_a_tokenizer_that_loses_text_is_refused(tokenizer: Any) -> None:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.normalizer = normalizers.Lowercase()
     lossy = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    with pytest.raises(DataError, match="cannot represent"):
+    expected = r"cannot represent the title 'Toy Story \(1995\)' of item 'a': .* comes back as 'toy story"
+    with pytest.raises(DataError, match=expected):
         TokenizedCatalog.build(CATALOG, lossy)
+    fine = Catalog(tuple("ghi"), ("toy (1)", "toy (2)", "Toy (3)"))
+    with pytest.raises(DataError, match=r"the title 'Toy .3.' of item 'i'"):
+        TokenizedCatalog.build(fine, lossy)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_batches_of_titles_make_no_difference(name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = TokenizedCatalog.build(CATALOG, tokenizer, name)
+    monkeypatch.setattr("flr_bench.lm.prompt._TITLES_AT_ONCE", 2)
+    pieces = TokenizedCatalog.build(CATALOG, tokenizer, name)
+    for field in ("first", "later", "targets"):
+        one, other = getattr(whole, field), getattr(pieces, field)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.offsets, other.offsets)
+        assert one.tokens.dtype == other.tokens.dtype == np.int32
+    assert len(whole.first) == len(whole.later) == len(CATALOG)
+    for item, title in enumerate(TITLES):
+        assert tokenizer.decode(whole.later.row(item)) == TEMPLATES[name].later.replace("{}", title)
+
+
+def test_targets_of_which_one_begins_another_are_refused() -> None:
+    catalog = Catalog(("a", "b", "c"), ("X", "Y", "Z"))
+    _check_prefixes(catalog, Pieces.of([[1, 2, 3], [1, 2, 4], [2]]))
+    for rows in ([[1, 2, 3], [2], [1, 2]], [[1, 2, 3], [2], [1, 2, 3]]):
+        with pytest.raises(DataError, match="are the beginning of those of"):
+            _check_prefixes(catalog, Pieces.of(rows))
+    with pytest.raises(DataError, match=r"title 'Z' \(item 'c'\) are the beginning of those of 'X'"):
+        _check_prefixes(catalog, Pieces.of([[1, 2, 3], [2], [1, 2]]))

@@ -168,7 +168,8 @@ def test_the_generation_config_has_no_say():
     np.testing.assert_array_equal(before.log_p, after.log_p)
 
 
-def test_a_spent_budget_is_said_and_still_gives_k_titles():
+def test_a_spent_budget_is_said_and_still_gives_k_titles(monkeypatch):
+    monkeypatch.setattr("flr_bench.lm.search.WHOLE_TRIE_NODES", 0)
     rng = np.random.default_rng(2)
     titles = list({tuple(rng.integers(0, 12, 8).tolist()): None for _ in range(200)})
     trie, (ids, lengths) = build(titles), some_prompts(4, 5)
@@ -199,7 +200,7 @@ def test_the_head_in_pieces_gives_the_same(monkeypatch):
     trie, (ids, lengths) = build(titles), some_prompts(2, 4)
     prompts = encode_prompts(MODEL, ids, lengths)
     whole = exact_search(MODEL, prompts, None, trie, k=5)
-    monkeypatch.setattr("flr_bench.lm.search._HEAD_VALUES", 3 * VOCABULARY)
+    monkeypatch.setattr("flr_bench.lm.trie_scoring._HEAD_VALUES", 3 * VOCABULARY)
     pieces = exact_search(MODEL, prompts, None, trie, k=5)
     np.testing.assert_array_equal(whole.titles[:, :5], pieces.titles[:, :5])
     np.testing.assert_allclose(whole.log_p[:, :5], pieces.log_p[:, :5], atol=1e-5)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -68,11 +69,24 @@ class FakeEmpty(_FakeSource):
     length = 1
 
 
+@SOURCES.register("fake-untitled")
+class FakeUntitled(_FakeSource):
+    """One item has an empty title."""
+
+    def checksum(self) -> str:
+        return "fake-untitled"
+
+    def read(self) -> RawData:
+        raw = super().read()
+        titles = raw.items.assign(title=raw.items["title"].where(raw.items["item"] != "i3", ""))
+        return RawData(raw.interactions, titles, raw.origin)
+
+
 class FakeParams(Params):
     """Parameters of the fakes."""
 
     noise: float = Field(0.5, ge=0, description="standard deviation of the noise on the counts")
-    fail: Literal["no", "fit", "die", "disk"] = Field("no", description="how to fail")
+    fail: Literal["no", "fit", "die", "disk", "second_dies", "second_fails"] = Field("no", description="how to fail")
     sleep: float = Field(0.0, ge=0, description="seconds per epoch")
     reward: Literal["a", "b"] = Field("a", description="matters to the stage rl only")
 
@@ -81,6 +95,8 @@ class FakeRankParams(Params):
     """Rank parameters of the fakes."""
 
     decoding: Literal["plain", "d3"] = "plain"
+    search: Literal["beam", "exact"] = "beam"
+    beams: int = Field(20, ge=1, le=1000, description="a beam search overlooks items of this number and above")
     control: Literal["none", "noise"] = "none"
     assistant: str = "fake_counts"
 
@@ -93,6 +109,7 @@ class FakeLlm(Recommender):
     citation = "made up"
     revision = 1
     stages = ("untuned", "sft", "rl")
+    devices_supported = True
     FitParams = FakeParams
     RankParams = FakeRankParams
 
@@ -121,6 +138,8 @@ class FakeLlm(Recommender):
             raise OSError(28, os.strerror(28))
         if params.fail == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if params.fail.startswith("second"):
+            self._fail_second(context.devices)
         assert set(context.inputs) == ({"model"} if context.stage == "rl" else set())
         self.scores = np.bincount(data.train.targets, minlength=len(data.catalog)).astype(np.float64)
         rng = np.random.default_rng(context.seed)
@@ -131,12 +150,25 @@ class FakeLlm(Recommender):
         value = context.validate(self._rank)
         return FitReport(context.budget.epochs, 1, "budget", {"valid": [(1, value)]}, len(self.scores), 0)
 
+    def _fail_second(self, devices: int) -> None:
+        """One process waits for another, which fails."""
+        assert devices == 2
+        if os.environ["RANK"] == "0":
+            time.sleep(600)
+        if self.params.fail == "second_dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("the second was told to fail")
+
     def _rank(self, examples: Examples, k: int) -> Ranking:
         return top_k(np.tile(self.scores, (len(examples), 1)), k, seed=0)
 
     def rank(self, examples: Examples, k: int, params: Any, context: RankContext) -> Ranking:
         assert set(context.inputs) == ({"assistant"} if params.decoding == "d3" else set())
-        return self._rank(examples, k)
+        exact = params.search == "exact"
+        overlooked = 0.0 if exact else 1e3 * (np.arange(len(self.scores)) >= max(params.beams, k))
+        found = top_k(np.tile(self.scores - overlooked, (len(examples), 1)), k, seed=0)
+        measured = {"proven": float(exact), "expanded": 15.0 if exact else float(params.beams)}
+        return replace(found, measurements=measured, per_example={"proven": np.full(len(examples), exact)})
 
     def save(self, folder: Path) -> None:
         (folder / "scores.json").write_text(json.dumps(list(self.scores)))
@@ -155,6 +187,7 @@ class FakeCounts(FakeLlm):
 
     family = "floor"
     stages = ("fit",)
+    devices_supported = False
     stochastic = False
 
     @classmethod

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,18 @@ def test_the_tables_compile_with_booktabs_alone(tmp_path: Path) -> None:
     write_tables(store, tmp_path / "results", None, None)
     tables = sorted((tmp_path / "results").rglob("*.tex"))
     assert tmp_path / "results/main/cpu/main.tex" in tables
+    compile_pdf(tables, tmp_path)
+
+
+def compile_pdf(tables: Sequence[Path], folder: Path) -> None:
     inputs = "\n".join(rf"\input{{{table}}}" for table in tables)
     document = (
         f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
     )
-    (tmp_path / "document.tex").write_text(document)
+    (folder / "document.tex").write_text(document)
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"],
-        cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120,
+        cwd=folder, capture_output=True, text=True, errors="replace", timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    assert (tmp_path / "document.pdf").stat().st_size > 10_000
+    assert (folder / "document.pdf").stat().st_size > 10_000
