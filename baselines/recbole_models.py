@@ -1,7 +1,9 @@
 """SASRec, BERT4Rec, GRU4Rec and Caser: RecBole's model classes, trained on our examples.
 
-Only the ``torch.nn`` models are RecBole's.  Its configuration, data files, samplers, trainer and loggers stay
-unused: they parse the command line, write into the working directory and split the data their own way.
+Only the ``torch.nn`` models are RecBole's.  Rankings run them as they are; training computes the same functions, but
+only where they are read (:mod:`baselines.passes.sequential`).  RecBole's configuration, data files, samplers, trainer
+and loggers stay unused: they parse the command line, write into the working directory and split the data their own
+way.
 """
 
 from __future__ import annotations
@@ -241,6 +243,20 @@ class RecBoleRecommender(Recommender, CatalogScorer):
             return _fields(batch) | {NEGATIVE + ITEM: self._negatives(batch.targets)}
         return _fields(batch)
 
+    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """The model's output for each sequence of a training batch, ``[B, d]``: RecBole's, where it is read."""
+        raise NotImplementedError
+
+    def loss(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """The loss of RecBole's ``calculate_loss``, in less time."""
+        from flr_bench.lm.cross_entropy import head_cross_entropy
+
+        items, output = self.model.item_embedding, self.output(fields)
+        if self.params.loss_type == "CE":
+            return head_cross_entropy(output, items.weight, fields[ITEM]) / len(output)  # type: ignore[union-attr, arg-type]
+        positive, negative = ((output * items(fields[name])).sum(-1) for name in (ITEM, NEGATIVE + ITEM))  # type: ignore[operator]
+        return self.model.loss_fct(positive, negative)  # type: ignore[operator, no-any-return]
+
     def ranking_batch(self, batch: _Sequences) -> dict[str, Tensor]:
         """The fields that the model's ``full_sort_predict`` reads."""
         return _fields(batch)
@@ -348,6 +364,8 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         return recommender
 
     def _build(self) -> nn.Module:
+        from baselines.passes.sequential import replace_dropouts
+
         model_class = _recbole_class(self.model_file, self.model_class)
         config = _Config(
             self.params.model_dump(),
@@ -362,6 +380,7 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         )
         model: nn.Module = model_class(config, _Sizes(self.n_items + 1)).to(self.device)
         _fuse_gelu(model)
+        replace_dropouts(model)
         return model
 
     def _top(self, examples: Examples, k: int, seed: int) -> Ranking:
@@ -384,14 +403,15 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         self.model.train()
         order = torch.randperm(len(sequences)).to(sequences.targets.device)
         batches = torch.split(order, self.params.batch_size)
-        total, counted, told = 0.0, 0, 0.0
+        total: Tensor | float = 0.0
+        counted, told = 0, 0.0
         for step, rows in enumerate(batches, start=1):
             fields = self.training_batch(sequences.take(rows))
             if fields is None:
                 continue
-            loss = self.model.calculate_loss(fields)  # type: ignore[operator]
+            loss = self.loss(fields)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total, counted = total + loss.detach(), counted + 1
             if step == len(batches) or time.monotonic() - told > PROGRESS_SECONDS:
@@ -430,6 +450,12 @@ class SASRec(RecBoleRecommender):
     FitParams = SASRecParams
     model_file, model_class = "sasrec", "SASRec"
 
+    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """The last layer's output at the last item."""
+        from baselines.passes.sequential import sasrec
+
+        return sasrec(self.model, fields[ITEM + LIST], fields[LENGTH])
+
 
 @RECOMMENDERS.register("gru4rec")
 class GRU4Rec(RecBoleRecommender):
@@ -439,6 +465,12 @@ class GRU4Rec(RecBoleRecommender):
     revision = 1
     FitParams = GRU4RecParams
     model_file, model_class = "gru4rec", "GRU4Rec"
+
+    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """The recurrent state after the last item, through the dense layer."""
+        from baselines.passes.sequential import gru4rec
+
+        return gru4rec(self.model, fields[ITEM + LIST], fields[LENGTH])
 
 
 @RECOMMENDERS.register("caser")
@@ -456,6 +488,20 @@ class Caser(RecBoleRecommender):
     revision = 1
     FitParams = CaserParams
     model_file, model_class = "caser", "Caser"
+
+    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """The convolutions' output for a user that training never saw."""
+        from baselines.passes.sequential import caser
+
+        return caser(self.model, fields[ITEM + LIST])
+
+    def loss(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """The loss with RecBole's L2 norms of the weights."""
+        model: Any = self.model
+        regularised = [module.weight for module in (model.user_embedding, model.item_embedding)]
+        regularised += [module.weight for module in (model.conv_v, model.fc1, model.fc2)]
+        norms: Tensor = model.reg_weight * model.reg_loss(regularised) + model.reg_loss_conv_h()
+        return super().loss(fields) + norms
 
 
 @RECOMMENDERS.register("bert4rec")
@@ -504,6 +550,24 @@ class BERT4Rec(RecBoleRecommender):
             # RecBole's loss reads the negatives even where cross-entropy ignores them.
             MASK_FIELDS["NEG_ITEMS"]: self._negatives(positives) if self.params.loss_type == "BPR" else positives,
         }
+
+    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """The output at the counted masks, ``[N, d]``."""
+        from baselines.passes.sequential import bert4rec
+
+        return bert4rec(self.model, fields[MASK_FIELDS["MASK_ITEM_SEQ"]], fields[MASK_FIELDS["MASK_INDEX"]])
+
+    def loss(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy over the catalog, or RecBole's pairwise loss, at the counted masks."""
+        from torch.nn import functional
+
+        model: Any = self.model
+        if self.params.loss_type == "BPR":
+            found: Tensor = model.calculate_loss(fields)
+            return found
+        wanted = fields[MASK_FIELDS["POS_ITEMS"]][fields[MASK_FIELDS["MASK_INDEX"]] > 0]
+        head = model.item_embedding.weight[: model.n_items]
+        return functional.cross_entropy(functional.linear(self.output(fields), head, model.output_bias), wanted)
 
     def ranking_batch(self, batch: _Sequences) -> dict[str, Tensor]:
         """Histories after one dummy item, because RecBole drops the oldest one when it appends the mask."""
@@ -599,10 +663,15 @@ def _reproducible(seed: int, device: str) -> Iterator[None]:
 
     cuda = torch.device(device).type == "cuda"
     before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=cuda)
+        # Filling memory that is written anyway finds bugs, not other results; it takes a twentieth of the time.
+        memory.fill_uninitialized_memory = False
         try:
             yield
         finally:
+            memory.fill_uninitialized_memory = filled
             torch.use_deterministic_algorithms(before, warn_only=warn)

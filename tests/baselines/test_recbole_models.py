@@ -96,6 +96,70 @@ def test_fused_gelu_is_the_same_function():
     )
 
 
+HISTORIES = [[1, 2], [3, 4, 5, 6], [7], [8, 0, 1], [2, 2, 2, 2]]
+SHAPES = [
+    ("sasrec", {}),
+    ("sasrec", {"n_layers": 1, "n_heads": 4, "hidden_act": "relu"}),
+    ("sasrec", {"n_layers": 3}),
+    ("bert4rec", {"ft_ratio": 0.0, "mask_ratio": 0.5}),
+    ("bert4rec", {"ft_ratio": 1.0, "n_layers": 1}),
+    ("gru4rec", {}),
+    ("gru4rec", {"num_layers": 2}),
+    ("caser", {}),
+    ("caser", {"nh": 1, "nv": 1, "reg_weight": 0.1}),
+]
+
+
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+@pytest.mark.parametrize(("method", "params"), SHAPES)
+def test_loss_and_gradients_are_those_of_recboles_own_pass(method, params, loss_type):
+    model = untrained(method, loss_type=loss_type, **params)
+    for parameter in model.model.parameters():  # larger than at the start, so that attention is not uniform
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    torch.manual_seed(1)
+    fields = model.training_batch(sequences(model, HISTORIES, [3, 0, 8, 7, 1]))
+    found = []
+    for loss in (model.model.calculate_loss(fields), model.loss(fields)):
+        model.model.zero_grad()
+        loss.backward()
+        found.append((loss.detach(), {name: p.grad.clone() for name, p in model.model.named_parameters()}))
+    (theirs, their_gradients), (ours_, our_gradients) = found
+    torch.testing.assert_close(ours_, theirs, rtol=1e-5, atol=1e-6)
+    for name, gradient in their_gradients.items():
+        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_dropout_keeps_its_rate_and_its_mean():
+    from baselines.passes.sequential import Dropout
+
+    torch.manual_seed(0)
+    ones = torch.ones(1001, 333)
+    for rate in (0.2, 0.5, 0.9):
+        dropout = Dropout(rate)
+        dropped = dropout(ones)
+        assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=3e-3)
+        assert torch.equal(dropped.unique(), torch.tensor([0.0, 1 / (1 - dropout.rate)]))
+        assert dropped.mean().item() == pytest.approx(1, abs=3e-2)
+        assert not torch.equal(dropped, dropout(ones))
+        assert dropout.eval()(ones) is ones
+    assert Dropout(0.0)(ones) is ones
+    kept = Dropout(0.5)(torch.ones(400, 400)) > 0
+    for left, right in ((kept[:, 1:], kept[:, :-1]), (kept[1:], kept[:-1])):  # neighbours are independent
+        assert (left == right).float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_module_draws_dropout_the_slow_way(method):
+    from baselines.passes.sequential import Dropout
+
+    modules = list(untrained(method).model.modules())
+    assert not any(isinstance(module, torch.nn.Dropout) for module in modules)
+    rates = {module.rate for module in modules if isinstance(module, Dropout)}
+    params = RECOMMENDERS.get(method).FitParams()
+    asked = {value for name, value in params.model_dump().items() if "dropout" in name}
+    assert np.allclose(sorted(rates), sorted(asked), atol=1e-5)
+
+
 def test_bert4rec_ranks_with_the_mask_in_the_targets_place():
     model = untrained("bert4rec")
     examples = make_examples([[1], [2], [1, 2, 3, 4], [1, 2, 3, 5]], [0, 0, 0, 0])
