@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,8 +58,8 @@ def specs_of(chosen: argparse.Namespace) -> list[Spec]:
     return [spec for spec in specs if not chosen.only or spec.name in chosen.only]
 
 
-def run(specs: list[Spec], place: Place, effort: Effort) -> list[Row]:
-    """Measure all rows, saying which one is at work."""
+def run(specs: list[Spec], place: Place, effort: Effort, keep: Callable[[list[Row]], None]) -> list[Row]:
+    """Measure all rows, saying which one is at work; ``keep`` gets what there is after each."""
     around = surroundings(place)
     rows: list[Row] = []
     for shape, together in grouped(specs):
@@ -68,6 +68,8 @@ def run(specs: list[Spec], place: Place, effort: Effort) -> list[Row]:
             say(f"\r[{len(rows) + 1}/{len(specs)}] {spec.name} · {brief(work.describe())} …\x1b[K")
             row = measure(spec, work, effort, around["device"])
             rows.append(replace(row, surroundings=around))
+            keep(rows)
+            say(f"\r{row.name}: {seconds(row.engine_s)}, ratio {times(row.ratio)}\x1b[K\n")
         del work
     say("\r\x1b[K")
     return rows
@@ -176,18 +178,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     place = Place(chosen.device, getattr(torch, chosen.dtype))
     peak = matmul_peak(place)
     effort = Effort(2 if chosen.quick else chosen.repeats, matmul_flops=peak)
-    rows = run(specs_of(chosen), place, effort)
+    command = shlex.join(["python", "-m", "tests.benchmarks.language_model", *(arguments or sys.argv[1:])])
+
+    def keep(rows: list[Row]) -> None:
+        if chosen.json:
+            write(chosen.json, rows)
+        if chosen.out:
+            chosen.out.mkdir(parents=True, exist_ok=True)
+            kind = "_".join([chosen.device, chosen.dtype, Path(chosen.model).stem])
+            report = markdown(rows, chosen.device, peak, command)
+            (chosen.out / f"language_model_{kind}.md").write_text(report, encoding="utf-8")
+            write(chosen.out / f"language_model_{kind}.json", rows)
+
+    rows = run(specs_of(chosen), place, effort, keep)
     sys.stdout.write(plain_table(cells(rows, chosen.device)))
     sys.stdout.write(f"best matrix product: {peak / 1e9:,.0f} GFLOP/s\n")
-    if chosen.json:
-        write(chosen.json, rows)
-    if chosen.out:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        kind = "_".join([chosen.device, chosen.dtype, Path(chosen.model).stem])
-        command = shlex.join(["python", "-m", "tests.benchmarks.language_model", *(arguments or sys.argv[1:])])
-        report = markdown(rows, chosen.device, peak, command)
-        (chosen.out / f"language_model_{kind}.md").write_text(report, encoding="utf-8")
-        write(chosen.out / f"language_model_{kind}.json", rows)
     if any(row.agree is False for row in rows):
         raise SystemExit("engine and plain way disagree: see the rows marked NO")
 

@@ -233,21 +233,22 @@ TITLES_AT_A_TIME = 32
 
 
 @torch.no_grad()
-def plain_exact(work: Workload, examples: int) -> Top:
-    """Every title alone behind the whole prompt, for the first ``examples`` examples."""
+def plain_exact(work: Workload, examples: int, titles: int | None = None) -> Top:
+    """Every title (or the first ``titles``) alone behind the whole prompt, for the first ``examples`` examples."""
     language_model = cast(Any, work.model.language_model)
     longest = max(map(len, work.title_list))
-    padded = torch.tensor([title + [0] * (longest - len(title)) for title in work.title_list], device=work.place.device)
-    lengths = torch.tensor([len(title) for title in work.title_list], device=work.place.device)
+    wanted = work.title_list[:titles]
+    padded = torch.tensor([title + [0] * (longest - len(title)) for title in wanted], device=work.place.device)
+    lengths = torch.tensor([len(title) for title in wanted], device=work.place.device)
     table = []
     for row in range(examples):
         prompt = work.batch.prompt_ids[row, : work.batch.lengths[row]]
         scores = []
-        for titles, sizes in zip(padded.split(TITLES_AT_A_TIME), lengths.split(TITLES_AT_A_TIME), strict=True):
-            sequences = torch.cat([prompt.expand(len(titles), -1), titles], dim=1)
+        for some, sizes in zip(padded.split(TITLES_AT_A_TIME), lengths.split(TITLES_AT_A_TIME), strict=True):
+            sequences = torch.cat([prompt.expand(len(some), -1), some], dim=1)
             logits = language_model(input_ids=sequences, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1]
-            log_p = logits.float().log_softmax(-1).gather(2, titles[..., None]).squeeze(2)
-            inside = torch.arange(longest, device=titles.device) < sizes[:, None]
+            log_p = logits.float().log_softmax(-1).gather(2, some[..., None]).squeeze(2)
+            inside = torch.arange(longest, device=some.device) < sizes[:, None]
             scores.append((log_p * inside).sum(1))
         table.append(torch.cat(scores))
     best = torch.stack(table).topk(work.shape.k, dim=1)

@@ -38,12 +38,12 @@ class Timings:
 def take_turns(engine: Way, plain: Way | None, place: Place, *, repeats: int, seconds: float) -> Timings:
     """Run engine and plain way in turns, so that what else the machine does hits both alike.
 
-    Both have run before (for the check that they agree), which warms them up.  A second turn is
-    taken always, further ones up to ``repeats`` while ``seconds`` last; one turn where ``repeats`` is 1.
+    Both have run before (for the check that they agree), which warms them up.  There are ``repeats`` turns
+    at most, and none begins after ``seconds``.
     """
     timings, start = Timings(), time.perf_counter()
     for turn in range(repeats):
-        if turn >= 2 and time.perf_counter() - start > seconds:
+        if turn and time.perf_counter() - start > seconds:
             break
         timings.engine.append(_timed(engine, place))
         if plain is not None:

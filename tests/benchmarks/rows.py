@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -14,6 +15,9 @@ from tests.benchmarks.measuring import floating_point_operations, peak_memory, t
 from tests.benchmarks.workloads import Shape, Workload
 
 NAMES = ("sft", "grpo", "ranking", "ranking_thought", "exact")
+
+PART_TITLES = 320
+"""Titles on which the plain exact way's memory and operations are taken."""
 
 EXACT_EXAMPLES = 1
 """Examples for which the plain way scores the whole catalog; its time and work are scaled to the batch."""
@@ -80,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: ``repeats`` turns at most, further ones than two while ``seconds`` last."""
+    """How long to measure a row: ``repeats`` turns at most, none begun after ``seconds``."""
 
     repeats: int = 5
     seconds: float = 25.0
@@ -107,8 +111,8 @@ def growth(shape: Shape) -> list[Spec]:
     specs = []
     for titles in (1_000, 10_000, 100_000):
         specs.append(Spec("ranking", replace(shape, titles=titles), plain=False))
-    for titles in (1_000, 10_000):
-        specs.append(Spec("exact", replace(shape, titles=titles), plain=False))
+    for titles in (1_000, 10_000):  # few examples: the cost of each is the same
+        specs.append(Spec("exact", replace(shape, titles=titles, batch=min(2, shape.batch)), plain=False))
     specs += [Spec("ranking", replace(shape, beams=beams), plain=False) for beams in (5, 20, 50)]
     specs += [Spec("grpo", replace(shape, group=group), plain=False) for group in (2, 4, 16, 32)]
     for prompt in (50, 100, 400):
@@ -118,12 +122,24 @@ def growth(shape: Shape) -> list[Spec]:
 
 @dataclass(frozen=True)
 class Task:
-    """Engine and plain way of one row, ready to be called; ``plain_share`` of the batch is the plain way's."""
+    """Engine and plain way of one row, ready to be called.
 
-    engine: Callable[[], object]
-    plain: Callable[[], object]
-    check: Callable[[], ways.Agreement]
+    Attributes:
+        engine, plain: the two ways.
+        compare: whether what they returned agrees.
+        checked: the plain way as the comparison needs it, if not ``plain``.
+        part: a part of the plain way's work, whose memory is that of the whole, if not ``plain``.
+        plain_share: share of the batch's work that ``plain`` does.
+        part_share: share of the batch's work that ``part`` does.
+    """
+
+    engine: Callable[[], Any]
+    plain: Callable[[], Any]
+    compare: Callable[[Any, Any], ways.Agreement]
+    checked: Callable[[], Any] | None = None
+    part: Callable[[], Any] | None = None
     plain_share: float = 1.0
+    part_share: float = 1.0
 
 
 def task(name: str, work: Workload) -> Task:
@@ -135,15 +151,23 @@ def task(name: str, work: Workload) -> Task:
         return _training(name, work)
     work.model.requires_grad_(False)
     exactly = work.place.dtype == torch.float32
+    compare = partial(ways.compare_rankings, exactly=exactly)
     if name == "exact":
-        plain = partial(ways.plain_exact, work, EXACT_EXAMPLES)
-        engine = partial(ways.engine_exact, work)
-        check = lambda: ways.compare_rankings(engine(), plain(), exactly)  # noqa: E731 (one of three alike)
-        return Task(engine, plain, check, EXACT_EXAMPLES / work.shape.batch)
+        share, some = EXACT_EXAMPLES / work.shape.batch, min(PART_TITLES, work.shape.titles)
+        return Task(
+            partial(ways.engine_exact, work),
+            partial(ways.plain_exact, work, EXACT_EXAMPLES),
+            compare,
+            part=partial(ways.plain_exact, work, EXACT_EXAMPLES, some),
+            plain_share=share,
+            part_share=share * some / work.shape.titles,
+        )
     thought = name == "ranking_thought"
-    engine = partial(ways.engine_ranking, work, thought=thought)
     plain = partial(ways.plain_ranking, work, thought=thought)
-    return Task(engine, plain, lambda: ways.compare_rankings(engine(), plain(scores=True), exactly))
+    # Scores are kept for the comparison only: they would count as memory.
+    return Task(
+        partial(ways.engine_ranking, work, thought=thought), plain, compare, checked=partial(plain, scores=True)
+    )
 
 
 def _training(name: str, work: Workload) -> Task:
@@ -153,10 +177,16 @@ def _training(name: str, work: Workload) -> Task:
     work.model.language_model.requires_grad_(whole)
     work.model.train(whole)
     updater = Updater([(work.model.parameters(), 0.0)], weight_decay=0.0, warmup=0, total=1, max_norm=1e30)
-    first, second = (ways.engine_sft, ways.plain_sft) if whole else (ways.engine_grpo, ways.plain_grpo)
-    engine, plain = partial(first, work, updater), partial(second, work, updater)
-    exactly = work.place.dtype == torch.float32
-    return Task(engine, plain, lambda: ways.compare_steps(engine(), plain(), exactly))
+    engine, plain = (ways.engine_sft, ways.plain_sft) if whole else (ways.engine_grpo, ways.plain_grpo)
+    compare = partial(ways.compare_steps, exactly=work.place.dtype == torch.float32)
+    return Task(partial(engine, work, updater), partial(plain, work, updater), compare)
+
+
+def cost(way: Callable[[], object], work: Workload) -> tuple[int, int]:
+    """Peak memory beyond weights and floating-point operations, from one run."""
+    operations: list[int] = []
+    peak = peak_memory(lambda: operations.append(floating_point_operations(way)), work.place)
+    return peak, operations[0]
 
 
 def measure(spec: Spec, work: Workload, effort: Effort, device: str) -> Row:
@@ -166,7 +196,7 @@ def measure(spec: Spec, work: Workload, effort: Effort, device: str) -> Row:
     agreement, note = None, ""
     if plain is not None:
         try:
-            agreement = todo.check()
+            agreement = todo.compare(todo.engine(), (todo.checked or plain)())
         except torch.OutOfMemoryError:
             plain, note = None, "the plain way ran out of memory"
             torch.cuda.empty_cache()
@@ -177,10 +207,11 @@ def measure(spec: Spec, work: Workload, effort: Effort, device: str) -> Row:
     plain_s = None if timings.plain_s is None else timings.plain_s / share
     if plain_s is not None and share < 1:
         note = f"the plain way ran for {EXACT_EXAMPLES} of {work.shape.batch} examples; its time is scaled"
-    engine_bytes, engine_flop = peak_memory(todo.engine, work.place), floating_point_operations(todo.engine)
+    engine_bytes, engine_flop = cost(todo.engine, work)
     plain_bytes = plain_flop = None
     if plain is not None:
-        plain_bytes, plain_flop = peak_memory(plain, work.place), round(floating_point_operations(plain) / share)
+        plain_bytes, counted = cost(todo.part or plain, work)
+        plain_flop = round(counted / todo.part_share)
     tokens = int(work.batch.lengths.sum())
     if spec.name in ("sft", "grpo"):
         tokens += int(work.batch.target_mask.sum()) * (work.shape.group if spec.name == "grpo" else 1)
