@@ -107,7 +107,11 @@ def engine_sft(work: Workload, updater: Updater) -> Step:
 
 
 def plain_grpo(work: Workload, updater: Updater) -> Step:
-    """As SFT, with the batch repeated: each member is a sequence of its own, prompt, perturbed thought, target."""
+    """As SFT, with the batch repeated: each member is a sequence of its own, prompt, perturbed thought, target.
+
+    This is less than LatentR3's code does, which runs all of it twice: without gradients for the rewards, then again
+    for the loss.
+    """
     model, group = work.model, work.shape.group
     ids, mask = (tensor.repeat_interleave(group, dim=0) for tensor in work.left_padded)
     target_ids, target_mask = (
