@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from flr_bench.interface import Params
-from flr_bench.lm.recommender import LanguageModelParams, LanguageModelRecommender
+from flr_bench.lm.params import LanguageModelParams
+from flr_bench.lm.recommender import LanguageModelRecommender
 from flr_bench.registry import RECOMMENDERS
 
 

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from flr_bench.flr.params import FactorOptions, PenaltyWeights
 from flr_bench.interface import Params
-from flr_bench.lm.params import Estimator, LatentGrpoParams
-from flr_bench.lm.recommender import LanguageModelRecommender, LatentParams
+from flr_bench.lm.params import Estimator, LatentGrpoParams, LatentParams
+from flr_bench.lm.recommender import LanguageModelRecommender
 from flr_bench.registry import RECOMMENDERS
 
 
