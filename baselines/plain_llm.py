@@ -30,7 +30,7 @@ class PlainLLM(LanguageModelRecommender):
     citation: ClassVar[str] = (
         "Bao et al.: A Bi-Step Grounding Paradigm for LLMs in Recommendation (2023), arXiv 2308.08434"
     )
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     stages: ClassVar[tuple[str, ...]] = ("untuned", "sft")
     FitParams: ClassVar[type[Params]] = PlainLLMParams
 

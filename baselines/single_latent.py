@@ -41,7 +41,7 @@ class SingleLatent(LanguageModelRecommender):
     citation: ClassVar[str] = (
         "Zhang et al.: Reinforced Latent Reasoning for LLM-based Recommendation (2025), arXiv 2505.19092"
     )
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     FitParams: ClassVar[type[Params]] = SingleLatentParams
 
     @classmethod

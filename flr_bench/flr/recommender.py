@@ -47,7 +47,7 @@ class FLR(LanguageModelRecommender):
 
     name: ClassVar[str] = "flr"
     citation: ClassVar[str] = "Gao, Huang, Wang, Liu, Zeng, Yao: Factorized Latent Reasoning (2026), arXiv 2604.26760"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     FitParams: ClassVar[type[Params]] = FlrParams
 
     @classmethod
