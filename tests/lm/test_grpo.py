@@ -20,7 +20,7 @@ from flr_bench.lm.latent_grpo import (
     score_loss,
     shuffled_signs,
 )
-from flr_bench.lm.model import LatentModel, validation_nll
+from flr_bench.lm.model import LatentModel, _halves, validation_nll
 from flr_bench.lm.params import LatentGrpoParams
 from flr_bench.lm.training import Updater, Watch
 
@@ -338,3 +338,22 @@ def test_shuffled_signs_keep_magnitudes_and_leave_out_what_does_not_count():
         assert sorted(mixed.sign().flatten().tolist()) == sorted(advantage.sign().flatten().tolist())
         if not counts:
             assert torch.equal(mixed[:, 0], advantage[:, 0])
+
+
+def test_targets_of_very_different_lengths_are_run_apart_with_the_same_result():
+    assert _halves(torch.tensor([4, 4, 4, 4])) == []
+    assert _halves(torch.tensor([9])) == []
+    short, long = _halves(torch.tensor([9, 2, 8, 1]))
+    assert (short.tolist(), long.tolist()) == ([3, 1], [2, 0])
+    data = target_examples(9, titles=9)
+    data.titles[:] = np.argsort(np.diff(data.title_offsets))[[0, 8, 1, 7, 8, 0, 8, 1, 0]]
+    batch = data.batch(np.arange(9))
+    assert _halves(batch.target_mask.sum(1))
+    model = latent_model("single_latent")
+    thoughts = torch.randn(9, 3, 1, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    weights = torch.randn(9, 3, batch.target_ids.shape[1], generator=torch.Generator().manual_seed(2))
+    apart = model.target_log_probabilities(model.encode(batch), thoughts, batch.target_ids, batch.target_mask)
+    together = model._log_probabilities(model.encode(batch), thoughts, batch.target_ids, batch.target_mask)
+    torch.testing.assert_close(apart, together, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad((value * weights).sum(), thoughts)[0] for value in (apart, together)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
