@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from flr_bench.interface import Params
-from flr_bench.lm.recommender import LanguageModelParams, LanguageModelRecommender
+from flr_bench.lm.params import LanguageModelParams
+from flr_bench.lm.recommender import LanguageModelRecommender
 from flr_bench.registry import RECOMMENDERS
 
 
@@ -29,7 +30,7 @@ class PlainLLM(LanguageModelRecommender):
     citation: ClassVar[str] = (
         "Bao et al.: A Bi-Step Grounding Paradigm for LLMs in Recommendation (2023), arXiv 2308.08434"
     )
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     stages: ClassVar[tuple[str, ...]] = ("untuned", "sft")
     FitParams: ClassVar[type[Params]] = PlainLLMParams
 

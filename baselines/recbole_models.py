@@ -446,7 +446,7 @@ class SASRec(RecBoleRecommender):
     """
 
     citation = "Kang, McAuley: Self-Attentive Sequential Recommendation, ICDM 2018"
-    revision = 1
+    revision = 2
     FitParams = SASRecParams
     model_file, model_class = "sasrec", "SASRec"
 
@@ -462,7 +462,7 @@ class GRU4Rec(RecBoleRecommender):
     """A recurrent network over the history (RecBole's GRU4Rec)."""
 
     citation = "Tan, Xu, Liu: Improved Recurrent Neural Networks for Session-based Recommendations, DLRS 2016"
-    revision = 1
+    revision = 2
     FitParams = GRU4RecParams
     model_file, model_class = "gru4rec", "GRU4Rec"
 
@@ -485,7 +485,7 @@ class Caser(RecBoleRecommender):
     citation = (
         "Tang, Wang: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding, WSDM 2018"
     )
-    revision = 1
+    revision = 2
     FitParams = CaserParams
     model_file, model_class = "caser", "Caser"
 
@@ -518,7 +518,7 @@ class BERT4Rec(RecBoleRecommender):
         "Sun et al.: BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from "
         "Transformer, CIKM 2019"
     )
-    revision = 1
+    revision = 2
     FitParams = BERT4RecParams
     model_file, model_class = "bert4rec", "BERT4Rec"
 

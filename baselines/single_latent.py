@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from flr_bench.interface import Params
-from flr_bench.lm.params import ConstantThoughtOptions, SingleLatentOptions
-from flr_bench.lm.recommender import LanguageModelRecommender, LatentParams
+from flr_bench.lm.params import ConstantThoughtOptions, LatentParams, SingleLatentOptions
+from flr_bench.lm.recommender import LanguageModelRecommender
 from flr_bench.registry import RECOMMENDERS
 
 
@@ -41,7 +41,7 @@ class SingleLatent(LanguageModelRecommender):
     citation: ClassVar[str] = (
         "Zhang et al.: Reinforced Latent Reasoning for LLM-based Recommendation (2025), arXiv 2505.19092"
     )
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     FitParams: ClassVar[type[Params]] = SingleLatentParams
 
     @classmethod

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from flr_bench.flr.params import FactorOptions, PenaltyWeights
 from flr_bench.interface import Params
-from flr_bench.lm.params import Estimator, LatentGrpoParams
-from flr_bench.lm.recommender import LanguageModelRecommender, LatentParams
+from flr_bench.lm.params import Estimator, LatentGrpoParams, LatentParams
+from flr_bench.lm.recommender import LanguageModelRecommender
 from flr_bench.registry import RECOMMENDERS
 
 
@@ -47,7 +47,7 @@ class FLR(LanguageModelRecommender):
 
     name: ClassVar[str] = "flr"
     citation: ClassVar[str] = "Gao, Huang, Wang, Liu, Zeng, Yao: Factorized Latent Reasoning (2026), arXiv 2604.26760"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     FitParams: ClassVar[type[Params]] = FlrParams
 
     @classmethod

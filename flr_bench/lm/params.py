@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from flr_bench.interface import Params
+from flr_bench.lm.backbone import BackboneParams
+from flr_bench.lm.prompt import TemplateName
 
 Estimator = Literal["target_likelihood", "gaussian_score"]
 AdvantageKind = Literal["noise_free_batch_mean", "noise_free_prompt", "group_mean"]
@@ -164,3 +166,73 @@ class LatentGrpoParams(Params):
             return self.baseline
         default: AdvantageKind = "group_mean" if self.estimator == "gaussian_score" else "noise_free_batch_mean"
         return self.shuffle_of or default
+
+
+class LanguageModelParams(SftParams):
+    """What every language-model method chooses: backbone, prompt, and how it is tuned."""
+
+    backbone: BackboneParams = Field(
+        default=BackboneParams.model_validate({}), description="which language model to start from"
+    )
+    prompt: TemplateName = Field(default="titles@1", description="prompt template: one title a line, or Alpaca's [C]")
+    max_prompt_tokens: int = Field(
+        default=512, ge=8, description="longer prompts lose their oldest items; 512 in LatentR3 [C]"
+    )
+    tune: Literal["full", "lora", "reasoner"] = Field(
+        default="full",
+        description="what the supervised stage trains: all weights [C], LoRA and reasoner, reasoner only",
+    )
+    lora_rank: int = Field(default=16, ge=1, le=1024, description="rank of LoRA on all linear layers (tune: lora)")
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="passes in float32, or under bfloat16 autocast with float32 weights"
+    )
+    encoding_cache: Literal["off", "memory", "file"] = Field(
+        default="memory",
+        description="where stages that leave the backbone as it is (untuned, rl, sft with tune: reasoner) keep encoded "
+        "prompts: nowhere, the device's memory, or a file that is removed afterwards",
+    )
+    encoding_cache_mib: int = Field(
+        default=1024,
+        ge=1,
+        description="mebibytes of encoded prompts to keep at most; prompts beyond are encoded anew each time",
+    )
+
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="on several devices, where the supervised stage keeps the backbone: whole on each, or its layers "
+        "spread over them (fsdp), for one that does not fit with its gradients and the optimiser; no checkpoints then",
+    )
+
+    @model_validator(mode="after")
+    def _shards_all_weights(self) -> Self:
+        layers = self.activation_checkpointing or self.compile or self.fused_optimizer
+        if self.sharding == "fsdp" and (self.tune != "full" or layers):
+            raise ValueError(
+                "sharding: fsdp is for tune: full, without activation_checkpointing, compile or fused_optimizer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limit_needs_cache(self) -> Self:
+        if self.encoding_cache == "off" and self.encoding_cache_mib != 1024:
+            raise ValueError("encoding_cache_mib is for encoding_cache: memory or file; leave it out otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _rank_needs_lora(self) -> Self:
+        if self.tune != "lora" and self.lora_rank != 16:
+            raise ValueError("lora_rank is for tune: lora; leave it out otherwise")
+        return self
+
+
+class LatentParams(LanguageModelParams):
+    """Parameters of a method with a thought."""
+
+    reasoner_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="AdamW's largest step for the reasoner, which starts from random weights; null: learning_rate [C]",
+        json_schema_extra={"search": {"low": 3e-4, "high": 1e-2, "log": True}},
+    )
+    rl: LatentGrpoParams = Field(default=LatentGrpoParams(), description="the reinforcement stage")

@@ -51,7 +51,7 @@ CLIP = 1.0
 class BackbonePreparer(Preparer):
     """The language model that all LLM methods of a data set start from."""
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     Params: ClassVar[type[BaseParams]] = BackboneParams
 
     @classmethod

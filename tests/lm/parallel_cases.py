@@ -15,13 +15,13 @@ import torch
 from lm_helpers import latent_model, target_examples
 
 from flr_bench.interface import Budget, FitContext, RankContext
+from flr_bench.lm.fitting import with_lora
 from flr_bench.lm.latent_grpo import GrpoJob, LatentGrpo
 from flr_bench.lm.memory import WholePasses
 from flr_bench.lm.model import LatentModel, validation_nll
 from flr_bench.lm.parallel import Group, join, shard_layers, whole_state
 from flr_bench.lm.params import LatentGrpoParams
 from flr_bench.lm.ranking import LanguageModelRankParams
-from flr_bench.lm.recommender import _with_lora
 from flr_bench.lm.sft import sft_update
 from flr_bench.lm.training import Updater, Watch
 from flr_bench.registry import RECOMMENDERS
@@ -69,7 +69,7 @@ def sft_case(name: str, group: Group) -> dict[str, Any]:
     if tune == "lora":
         model.language_model.requires_grad_(False)
         torch.manual_seed(1)
-        model.language_model = _with_lora(model.language_model, 2)
+        model.language_model = with_lora(model.language_model, 2)
     data, updater, out = target_examples(9), _updater(model, group), {}
     for batch, rows in {"batch": np.arange(7), "one": np.arange(7, 8)}.items():
         out[batch] = sft_update(model, updater, data, rows, PENALTIES, 30) | _gradients(model)
