@@ -273,10 +273,11 @@ def exact_search(
     then nothing outside the pool can be among the ``k`` best items (ties within rounding included).
 
     A model that is sure of little opens nearly all nodes that way, and slowly.  So where a best-first
-    search has cost about what the whole trie costs (see :data:`BEST_FIRST_COST`), or its budget is
-    spent, it gives up, and the trie is scored in blocks (:class:`flr_bench.lm.trie_scoring.TrieScorer`),
-    without what the titles found so far, a beam search's among them, exclude.  On catalogs of up to
-    :data:`WHOLE_TRIE_NODES` nodes every answer is proven.
+    search has cost about what the whole trie costs (see :data:`BEST_FIRST_COST`), has found too little
+    (:data:`HOPELESS_NODES`), or its budget is spent, it gives up, and the trie is scored in blocks
+    (:class:`flr_bench.lm.trie_scoring.TrieScorer`), without what the titles found so far, a beam
+    search's among them, exclude.  On catalogs of up to :data:`WHOLE_TRIE_NODES` nodes every answer
+    is proven.
 
     Args:
         model: the model that encoded ``prompts``, in evaluation mode.
@@ -299,7 +300,7 @@ def exact_search(
     whole = inner <= WHOLE_TRIE_NODES
     if whole:
         budget = min(inner // BEST_FIRST_COST, BEST_FIRST_NODES if budget is None else budget)
-    pool = _best_first(_Walk(model, prompts, thoughts, trie, guide), k, budget)
+    pool = _best_first(_Walk(model, prompts, thoughts, trie, guide), k, budget, HOPELESS_NODES if whole else None)
     rows = np.flatnonzero(~pool.proven)
     if len(rows) == 0:
         return pool
@@ -327,12 +328,16 @@ BEST_FIRST_COST = 2
 BEST_FIRST_NODES = 1024
 """Most nodes expanded best first without a ``budget`` where the whole trie may be scored instead."""
 
+HOPELESS_NODES = 256
+"""Where so many nodes have not led to ``k`` titles, best-first search goes along the trie's breadth and gives up;
+trained models expand a few dozen nodes for ten titles."""
+
 _EXACT_WIDTH = 16
 """Nodes that a best-first search expands per example and step."""
 
 
-def _best_first(walk: _Walk, k: int, budget: int | None) -> Pool:
-    """Expand nodes best first, at most ``budget`` per example."""
+def _best_first(walk: _Walk, k: int, budget: int | None, hopeless: int | None = None) -> Pool:
+    """Expand nodes best first, at most ``budget`` per example, ``hopeless`` before ``k`` titles are found."""
     finished = _Finished(walk.trie, walk.guide, len(walk.prompts), min(max(4 * k, 16), walk.trie.titles))
     proven = torch.ones(len(walk.prompts), dtype=torch.bool, device=walk.trie.token.device)
     step: _Step | None = walk.start()
@@ -344,6 +349,8 @@ def _best_first(walk: _Walk, k: int, budget: int | None) -> Pool:
         frontier = finished.promising(walk.rows, frontier, rank=k)
         if budget is not None:
             spent = walk.expanded[walk.rows] >= budget
+            if hopeless is not None:
+                spent |= (walk.expanded[walk.rows] >= hopeless) & (finished.bar(k)[walk.rows] == -torch.inf)
             proven[walk.rows[spent]] &= ~frontier.alive[spent]
             frontier.scores[spent] = -torch.inf
         chosen, frontier = frontier.split(_EXACT_WIDTH)

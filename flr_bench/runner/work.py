@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import math
@@ -129,6 +130,9 @@ class Workshop:
                 emit(self._failed(cell, error))
             else:
                 emit(Event("done", cell.hash, cell.label, {"seconds": seconds}))
+        del loaded
+        # Models and what they keep lie in reference cycles, which Python would leave for many jobs: gigabytes.
+        gc.collect()
 
     def _failed(self, cell: Cell, error: Exception) -> Event:
         line, text = describe_error(error), "".join(traceback.format_exception(error))

@@ -260,9 +260,9 @@ def plain_exact(work: Workload, examples: int, titles: int | None = None) -> Top
 
 
 @torch.inference_mode()
-def engine_exact(work: Workload) -> Top:
+def engine_exact(work: Workload, examples: int | None = None) -> Top:
     """The proven top k: titles with a common beginning share its computation, as branches behind one prompt."""
-    prompts = work.model.encode(work.batch)
+    prompts = work.model.encode(work.data.batch(work.rows[:examples], work.place.device))
     pool = exact_search(work.model.language_model, prompts, None, work.trie, k=work.shape.k, budget=None)
     if not pool.proven.all():
         raise AssertionError("an exact search without a budget proves its answer")

@@ -128,18 +128,18 @@ class Task:
         engine, plain: the two ways.
         compare: whether what they returned agrees.
         checked: the plain way as the comparison needs it, if not ``plain``.
-        part: a part of the plain way's work, whose memory is that of the whole, if not ``plain``.
         plain_share: share of the batch's work that ``plain`` does.
-        part_share: share of the batch's work that ``part`` does.
+        parts: what memory and operations are taken of, engine and plain way, where the whole takes too long.
+        part_shares: shares of the batch's work that ``parts`` do.
     """
 
     engine: Callable[[], Any]
     plain: Callable[[], Any]
     compare: Callable[[Any, Any], ways.Agreement]
     checked: Callable[[], Any] | None = None
-    part: Callable[[], Any] | None = None
     plain_share: float = 1.0
-    part_share: float = 1.0
+    parts: tuple[Callable[[], Any], Callable[[], Any]] | None = None
+    part_shares: tuple[float, float] = (1.0, 1.0)
 
 
 def task(name: str, work: Workload) -> Task:
@@ -158,9 +158,12 @@ def task(name: str, work: Workload) -> Task:
             partial(ways.engine_exact, work),
             partial(ways.plain_exact, work, EXACT_EXAMPLES),
             compare,
-            part=partial(ways.plain_exact, work, EXACT_EXAMPLES, some),
             plain_share=share,
-            part_share=share * some / work.shape.titles,
+            parts=(
+                partial(ways.engine_exact, work, EXACT_EXAMPLES),
+                partial(ways.plain_exact, work, EXACT_EXAMPLES, some),
+            ),
+            part_shares=(share, share * some / work.shape.titles),
         )
     thought = name == "ranking_thought"
     plain = partial(ways.plain_ranking, work, thought=thought)
@@ -206,12 +209,17 @@ def measure(spec: Spec, work: Workload, effort: Effort, device: str) -> Row:
     share = todo.plain_share
     plain_s = None if timings.plain_s is None else timings.plain_s / share
     if plain_s is not None and share < 1:
-        note = f"the plain way ran for {EXACT_EXAMPLES} of {work.shape.batch} examples; its time is scaled"
-    engine_bytes, engine_flop = cost(todo.engine, work)
+        note = (
+            f"the plain way ran for {EXACT_EXAMPLES} of {work.shape.batch} examples, its time is scaled; memory and "
+            f"arithmetic of both ways were taken on {EXACT_EXAMPLES}"
+        )
+    parts, part_shares = todo.parts or (todo.engine, todo.plain), todo.part_shares
+    engine_bytes, counted = cost(parts[0], work)
+    engine_flop = round(counted / part_shares[0])
     plain_bytes = plain_flop = None
     if plain is not None:
-        plain_bytes, counted = cost(todo.part or plain, work)
-        plain_flop = round(counted / todo.part_share)
+        plain_bytes, counted = cost(parts[1], work)
+        plain_flop = round(counted / part_shares[1])
     tokens = int(work.batch.lengths.sum())
     if spec.name in ("sft", "grpo"):
         tokens += int(work.batch.target_mask.sum()) * (work.shape.group if spec.name == "grpo" else 1)

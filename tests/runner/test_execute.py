@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from flr_bench.runner.execute import Mode, Observer
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run
 from flr_bench.runner.store import Store
-from flr_bench.runner.work import Event
+from flr_bench.runner.work import Event, _Loaded
 
 WriteSuite = Callable[..., Path]
 PLUGIN = Path(__file__).parents[1] / "plugin"
@@ -242,3 +244,28 @@ def test_an_interrupted_run_keeps_finished_cells_and_drops_running_ones(
     assert process.wait(timeout=30) != 0
     assert list((tmp_path / "a" / "runs" / "cells").iterdir())
     assert not list((tmp_path / "a" / "runs" / "tmp").iterdir())
+
+
+def test_models_are_let_go_of_with_their_job(
+    write_suite: WriteSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[Any]] = []
+    load = _Loaded.model
+
+    def loading(self: _Loaded, fit: Any) -> Any:
+        assert all(reference() is None for reference in kept if reference is not kept[-1])
+        model: Any = load(self, fit)
+        model.itself = model  # a cycle, as language models have them
+        if not kept or kept[-1]() is not model:
+            kept.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(_Loaded, "model", loading)
+    gc.disable()  # only what is done on purpose counts
+    try:
+        session, _ = go(write_suite(), tmp_path)
+    finally:
+        gc.enable()
+    assert session.outcome.complete
+    assert len(kept) > 3
+    assert all(reference() is None for reference in kept)
