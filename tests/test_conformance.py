@@ -10,7 +10,7 @@ from flr_bench.testing import MetricConformance, RecommenderConformance, SourceC
 for _name in RECOMMENDERS.names():
     globals()[f"Test_{_name}"] = type(f"Test_{_name}", (RecommenderConformance,), {"method": _name})
 
-for _name in SOURCES.names():
+for _name in (name for name, source in SOURCES if source.embedded):
     _class = f"TestSource_{_name.replace('-', '_')}"
     globals()[_class] = type(_class, (SourceConformance,), {"source": _name})
 
@@ -18,6 +18,14 @@ for _name in METRICS.names():
     globals()[f"TestMetric_{_name}"] = type(f"TestMetric_{_name}", (MetricConformance,), {"metric": _name})
 
 del MetricConformance, RecommenderConformance, SourceConformance  # not to be collected themselves
+
+
+@pytest.mark.parametrize("source", [name for name, source in SOURCES if not source.embedded])
+def test_every_source_that_needs_a_path_passes_the_shipped_checks_in_a_test_of_its_own(source):
+    texts = [path.read_text(encoding="utf-8") for path in (Path(__file__).parent / "data").rglob("test_*.py")]
+    assert any("SourceConformance" in text and f'source = "{source}"' in text for text in texts), (
+        f'no class in tests/data derives from SourceConformance with source = "{source}"; add one with small files'
+    )
 
 
 @pytest.mark.parametrize("method", RECOMMENDERS.names())

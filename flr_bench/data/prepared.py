@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flr_bench.data.coded import CodedData, code
 from flr_bench.data.filtering import FilterParams, apply_filters
-from flr_bench.data.sources import ITEM_COLUMNS, RawData, Source
+from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import (
     PARTS,
     TEST,
@@ -33,7 +34,6 @@ from flr_bench.interface import Catalog, Examples, Int64s, Interactions, Split
 from flr_bench.registry import SOURCES
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
 __all__ = ["REVISION", "FilterParams", "PreparedData", "SplitParams", "build", "describe", "prepare"]
@@ -167,12 +167,12 @@ def prepare(
     return _load(folder)
 
 
-def build(name: str, raw: RawData, filters: FilterParams, split: SplitParams) -> PreparedData:
+def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: SplitParams) -> PreparedData:
     """Filter, order and split raw data, in memory.
 
     Args:
         name: the data set's name, for messages.
-        raw: the source's tables.
+        raw: the source's data, as tables or coded.
         filters: which interactions stay.
         split: how they are ordered and split.
 
@@ -181,24 +181,22 @@ def build(name: str, raw: RawData, filters: FilterParams, split: SplitParams) ->
     """
     import pandas as pd
 
-    raw.check()
-    users, user_keys = pd.factorize(raw.interactions["user"])
-    items = pd.Index(raw.items["item"]).get_indexer(pd.Index(raw.interactions["item"]))
-    timestamps = raw.interactions["timestamp"].to_numpy(dtype=np.int64)
-    stays = apply_filters(users, items, timestamps, filters, origin=raw.origin)
-    users, items, timestamps = users[stays], items[stays], timestamps[stays]
-    order = order_in_time(list(user_keys), list(raw.items["item"]), users, items, timestamps, seed=split.tie_seed)
-    users, kept_users = pd.factorize(users[order])
-    kept_items, items = np.unique(items[order], return_inverse=True)
-    interactions = Interactions(users.astype(np.int32), items.astype(np.int32), timestamps[order])
+    coded = raw if isinstance(raw, CodedData) else code(raw)
+    user_keys, item_keys = coded.user_keys.to_pylist(), coded.catalog["item"].to_pylist()
+    stays = apply_filters(coded.users, coded.items, coded.timestamps, filters, origin=coded.origin)
+    users, items, timestamps = coded.users[stays], coded.items[stays], coded.timestamps[stays]
+    order = order_in_time(user_keys, item_keys, users, items, timestamps, seed=split.tie_seed)
+    new_users, kept_users = pd.factorize(users[order])
+    kept_items, new_items = np.unique(items[order], return_inverse=True)
+    interactions = Interactions(new_users.astype(np.int32), new_items.astype(np.int32), timestamps[order])
     data = PreparedData(
-        catalog=_catalog(raw.items.iloc[kept_items]),
-        user_keys=tuple(map(str, user_keys.take(kept_users))),
+        catalog=_catalog(coded.catalog.take(kept_items)),
+        user_keys=tuple(user_keys[user] for user in kept_users),
         all_interactions=interactions,
         parts=assign_parts(interactions.users, split),
     )
     _refuse_empty(data, name, split)
-    removed = {"interactions": int((~stays).sum()), "items": len(raw.items) - len(kept_items)}
+    removed = {"interactions": int((~stays).sum()), "items": len(coded.catalog) - len(kept_items)}
     manifest = {"checksum": _checksum(data), "statistics": {**_statistics(data), "removed": removed}}
     return PreparedData(data.catalog, data.user_keys, interactions, data.parts, manifest)
 
@@ -209,15 +207,9 @@ def describe(data: PreparedData) -> dict[str, Any]:
     return described
 
 
-def _catalog(items: pd.DataFrame) -> Catalog:
-    import pandas as pd
-
-    attributes = {
-        str(column): tuple("" if pd.isna(value) else str(value) for value in items[column])
-        for column in items.columns
-        if column not in ITEM_COLUMNS
-    }
-    return Catalog(tuple(map(str, items["item"])), tuple(map(str, items["title"])), attributes)
+def _catalog(items: pa.Table) -> Catalog:
+    columns = {name: tuple(items[name].to_pylist()) for name in items.column_names}
+    return Catalog(columns.pop("item"), columns.pop("title"), columns)
 
 
 def _refuse_empty(data: PreparedData, name: str, split: SplitParams) -> None:

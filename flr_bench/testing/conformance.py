@@ -18,6 +18,8 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from flr_bench.data.coded import CodedData, code
+from flr_bench.data.sources import Source
 from flr_bench.errors import FlrBenchError
 from flr_bench.interface import (
     CatalogScorer,
@@ -265,9 +267,16 @@ class SourceConformance:
 
     Class attributes:
         source: the registered name.
+
+    A source that is not embedded overrides :meth:`make` and gives it a path to small files.
     """
 
     source: ClassVar[str]
+
+    def make(self) -> Source:
+        """The source, opened."""
+        opened: Source = SOURCES.get(self.source)()
+        return opened
 
     def test_is_described(self) -> None:
         """Docstring, title, license and citation are there."""
@@ -278,14 +287,21 @@ class SourceConformance:
 
     def test_checksum(self) -> None:
         """The checksum is a sha256 and does not change between calls."""
-        source = SOURCES.get(self.source)()
-        first = source.checksum()
+        first = self.make().checksum()
         assert re.fullmatch("[0-9a-f]{64}", first), f"{self.source}: the checksum is not 64 hexadecimal digits"
-        assert first == SOURCES.get(self.source)().checksum(), f"{self.source}: the checksum changes from call to call"
+        assert first == self.make().checksum(), f"{self.source}: the checksum changes from call to call"
 
     def test_tables(self) -> None:
         """The tables have what every recipe needs."""
-        SOURCES.get(self.source)().read().check()
+        raw = self.make().read()
+        coded = raw if isinstance(raw, CodedData) else code(raw)
+        assert len(coded.user_keys), f"{self.source}: there are no users"
+        assert {"item", "title"} <= set(coded.catalog.column_names), f"{self.source}: the catalog lacks item or title"
+        assert len(set(coded.user_keys.to_pylist())) == len(coded.user_keys), f"{self.source}: a user is listed twice"
+        keys = coded.catalog["item"].to_pylist()
+        assert len(set(keys)) == len(keys), f"{self.source}: an item is listed twice"
+        blank = [key for key, title in zip(keys, coded.catalog["title"].to_pylist(), strict=True) if not title.strip()]
+        assert not blank, f"{self.source}: items without a title: {blank[:3]}"
 
 
 class MetricConformance:

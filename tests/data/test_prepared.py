@@ -31,11 +31,15 @@ def toy(n_users: int = 6, n_each: int = 8) -> RawData:
 
 
 class ToySource(Source):
-    title, license, citation = "Toy", "free", "nobody"
+    title, license, citation, embedded = "Toy", "free", "nobody", True
 
     def __init__(self, raw: RawData | None = None) -> None:
+        super().__init__()
         self.raw = raw or toy()
         self.reads = 0
+
+    def files(self) -> tuple[Path, ...]:
+        return ()
 
     def checksum(self) -> str:
         return str(int(pd.util.hash_pandas_object(self.raw.interactions).sum()))

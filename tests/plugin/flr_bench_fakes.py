@@ -36,8 +36,12 @@ class _FakeSource(Source):
     license = "none"
     citation = "made up"
     title = "A made-up data set"
+    embedded = True
     users: ClassVar[int] = 20
     length: ClassVar[int] = 12
+
+    def files(self) -> tuple[Path, ...]:
+        return ()
 
     def checksum(self) -> str:
         return f"fake-{self.users}-{self.length}"

@@ -5,7 +5,8 @@ A source registers itself in its own file::
     @SOURCES.register("ml-100k")
     class MovieLens100K(Source): ...
 
-and hands over two tables; everything after that (filtering, order, split) is the same for all.
+and hands over two tables, or the same in numbers (:class:`flr_bench.data.coded.CodedData`);
+everything after that (filtering, order, split) is the same for all.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from flr_bench.errors import DataError
+from flr_bench.errors import DataError, UsageError
+from flr_bench.interface import Params
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from flr_bench.data.coded import CodedData
 
 INTERACTION_COLUMNS = ("user", "item", "timestamp")
 ITEM_COLUMNS = ("item", "title")
@@ -76,41 +80,76 @@ class RawData:
             )
 
 
+class NoOptions(Params):
+    """Options of a source that has none."""
+
+
 class Source(ABC):
-    """A data set's raw form.
+    """A kind of raw data: where files lie, how they are read, on what terms they may be used.
+
+    An *embedded* source needs no path: its name is a data set's name.  Any other becomes a data set
+    when ``flr-bench data import`` reads it from a path and gives it a name.
 
     Class attributes:
-        title: the data set's name in full.
+        title: the source's name in full.
         license: terms of use, as one line.
         citation: where it comes from, as one line.
+        embedded: whether it needs no path.
+        Options: what ``--option NAME=VALUE`` may set, each field with a description.
     """
 
     title: ClassVar[str]
     license: ClassVar[str]
     citation: ClassVar[str]
+    embedded: ClassVar[bool] = False
+    Options: ClassVar[type[Params]] = NoOptions
+
+    def __init__(self, path: Path | None = None, options: Params | None = None) -> None:
+        """Take path and options; nothing is read yet.
+
+        Args:
+            path: a file or folder of this kind; an embedded source has a default.
+            options: an instance of :attr:`Options`; its defaults if left out.
+
+        Raises:
+            UsageError: there is no path and the source is not embedded.
+        """
+        if path is None and not self.embedded:
+            raise UsageError(f"the source '{self.title}' needs a path to a file or folder")
+        self._path = path
+        self.options = options if options is not None else self.Options()
 
     @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The files that reading takes into account, in a fixed order.
+
+        Raises:
+            MissingDependencyError, DataError: one of them is not there.
+        """
+
+    @abstractmethod
+    def read(self) -> RawData | CodedData:
+        """Read the files: small ones as tables, large ones coded.
+
+        Raises:
+            MissingDependencyError, DataError: the files are not there or not what they should be.
+        """
+
     def checksum(self) -> str:
         """Sha256 (hexadecimal) over the source's files; prepared data is kept under it.
 
         Raises:
             MissingDependencyError, DataError: the files are not there.
         """
-
-    @abstractmethod
-    def read(self) -> RawData:
-        """Read the files.
-
-        Raises:
-            MissingDependencyError, DataError: the files are not there or not what they should be.
-        """
+        return sha256_of_files(self.files())
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:
     """Sha256 (hexadecimal) over names and contents of files, in the given order."""
     total = hashlib.sha256()
     for path in paths:
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        with path.open("rb") as file:
+            total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flr_bench.data.sources import RawData, Source, sha256_of_files
+from flr_bench.data.sources import RawData, Source
 from flr_bench.errors import DataError, MissingDependencyError
 from flr_bench.registry import SOURCES
 
@@ -24,22 +24,18 @@ class MovieLens100K(Source):
     is the film's title and year, ``Toy Story (1995)``; where the year is not four digits (one film
     has ``unkonwn``, one ``V`` for video) it is the title alone.  Genres are kept as an attribute.
 
-    Args:
-        folder: where ``ml-100k.inter`` and ``ml-100k.item`` lie; by default the folder within the
-            installed recbole package, which is found without importing it.
+    The path is the folder where ``ml-100k.inter`` and ``ml-100k.item`` lie; by default the one within
+    the installed recbole package, which is found without importing it.
     """
 
+    embedded = True
     title = "MovieLens 100K"
     license = "GroupLens terms of use: research only, no commercial use, no redistribution without permission"
     citation = "Harper and Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), article 19, 2015"
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Take the folder; nothing is read yet."""
-        self._folder = folder
-
-    def checksum(self) -> str:
-        """Sha256 over both files."""
-        return sha256_of_files((self._file("ml-100k.inter"), self._file("ml-100k.item")))
+    def files(self) -> tuple[Path, ...]:
+        """The ratings and the films."""
+        return self._file("ml-100k.inter"), self._file("ml-100k.item")
 
     def read(self) -> RawData:
         """Read both files."""
@@ -66,7 +62,7 @@ class MovieLens100K(Source):
         return RawData(interactions, items, origin=str(self._file("ml-100k.inter").parent))
 
     def _file(self, name: str) -> Path:
-        path = (self._folder or _recbole_folder()) / name
+        path = (self._path or _recbole_folder()) / name
         if not path.is_file():
             raise DataError(f"{path} is missing; `flr-bench doctor --fix` installs the package that holds it")
         return path
