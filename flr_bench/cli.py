@@ -8,11 +8,33 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flr_bench import __version__
+from flr_bench.commands.data import data_app
+from flr_bench.commands.options import (
+    CACHE,
+    MLRUNS,
+    RESULTS,
+    RUNS,
+    AsJson,
+    Cache,
+    Devices,
+    MethodName,
+    Mlruns,
+    ModeOption,
+    Only,
+    ProfileName,
+    Quiet,
+    Results,
+    Runs,
+    Seeds,
+    SuiteName,
+    Track,
+    Workers,
+)
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -28,7 +50,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 methods_app = typer.Typer(help="List the registered methods, or show one of them.", rich_markup_mode=None)
-data_app = typer.Typer(help="List the data sets, or show one of them.", no_args_is_help=True, rich_markup_mode=None)
 backbone_app = typer.Typer(
     help="Fetch pretrained backbones. Those that a suite takes from the Hugging Face hub are kept where HF_HOME says.",
     no_args_is_help=True,
@@ -47,55 +68,7 @@ inspect_app = typer.Typer(
 app.add_typer(inspect_app, name="inspect")
 
 
-def _complete_suite(incomplete: str) -> list[str]:
-    from flr_bench.runner.suite import bundled_suites
-
-    return [name for name in bundled_suites() if name.startswith(incomplete)]
-
-
-def _complete_method(incomplete: str) -> list[str]:
-    from flr_bench.registry import RECOMMENDERS
-
-    return [name for name in RECOMMENDERS.names() if name.startswith(incomplete)]
-
-
-def _complete_data(incomplete: str) -> list[str]:
-    from flr_bench.registry import SOURCES
-
-    return [name for name in SOURCES.names() if name.startswith(incomplete)]
-
-
-Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
-Cache = Annotated[Path, typer.Option("--cache", envvar="FLR_BENCH_CACHE", help="Prepared data and backbones.")]
-Mlruns = Annotated[Path, typer.Option("--mlruns", envvar="FLR_BENCH_MLRUNS", help="MLflow's database and artifacts.")]
-Results = Annotated[Path, typer.Option("--results", envvar="FLR_BENCH_RESULTS", help="Tables and figures.")]
-SuiteName = Annotated[
-    str,
-    typer.Option(
-        "--suite", help="A bundled suite (smoke, main, ablations) or a YAML file.", autocompletion=_complete_suite
-    ),
-]
-MethodName = Annotated[str, typer.Argument(autocompletion=_complete_method)]
-DataName = Annotated[str, typer.Argument(autocompletion=_complete_data)]
-ProfileName = Annotated[str, typer.Option("--profile", help="How large: a profile of the suite, e.g. cpu, gpu, paper.")]
-Seeds = Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or the seeds themselves: 0,1,2.")]
-Only = Annotated[str | None, typer.Option("--only", help="Methods or labels to run, separated by commas.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cells side by side; 1 runs in this process.")]
-Devices = Annotated[
-    int | None, typer.Option("--devices", min=1, help="Devices (on cpu: processes) that compute one cell together.")
-]
-RunMode = Literal["missing", "always", "only-cached", "strict"]
-ModeOption = Annotated[
-    RunMode,
-    typer.Option("--mode", help="always: compute anew; only-cached: tables of what is there; strict: refuse gaps."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
-Track = Annotated[bool, typer.Option("--track/--no-track", help="Mirror finished cells to MLflow.")]
-
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-
-RUNS, CACHE, MLRUNS, RESULTS = Path("runs"), Path("cache"), Path("mlruns"), Path("results")
 
 
 def _version(value: bool) -> None:
@@ -406,23 +379,6 @@ def methods_show(name: MethodName) -> None:
     from flr_bench.runner.describe import method_text
 
     typer.echo(method_text(name))
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """List the data sets."""
-    from flr_bench.registry import SOURCES
-
-    for name, source in SOURCES:
-        typer.echo(f"{name:<14} {source.title} ({source.license})")
-
-
-@data_app.command("show")
-def data_show(name: DataName, cache: Cache = CACHE) -> None:
-    """Prepare a data set if need be and print its statistics as JSON."""
-    from flr_bench.data.prepared import describe, prepare
-
-    typer.echo(json.dumps(describe(prepare(name, cache)), indent=2, ensure_ascii=False))
 
 
 @backbone_app.command("fetch")

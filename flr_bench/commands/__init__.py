@@ -1,0 +1,1 @@
+"""The parts of the command line: options that commands share, and large groups of commands."""

@@ -1,0 +1,60 @@
+"""Options and arguments that several commands share, with their shell completion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+RUNS, CACHE, MLRUNS, RESULTS = Path("runs"), Path("cache"), Path("mlruns"), Path("results")
+
+
+def complete_suite(incomplete: str) -> list[str]:
+    """Bundled suites whose names begin so."""
+    from flr_bench.runner.suite import bundled_suites
+
+    return [name for name in bundled_suites() if name.startswith(incomplete)]
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Registered methods whose names begin so."""
+    from flr_bench.registry import RECOMMENDERS
+
+    return [name for name in RECOMMENDERS.names() if name.startswith(incomplete)]
+
+
+def complete_data(incomplete: str) -> list[str]:
+    """Data sets whose names begin so."""
+    from flr_bench.registry import SOURCES
+
+    return [name for name in SOURCES.names() if name.startswith(incomplete)]
+
+
+Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
+Cache = Annotated[Path, typer.Option("--cache", envvar="FLR_BENCH_CACHE", help="Prepared data and backbones.")]
+Mlruns = Annotated[Path, typer.Option("--mlruns", envvar="FLR_BENCH_MLRUNS", help="MLflow's database and artifacts.")]
+Results = Annotated[Path, typer.Option("--results", envvar="FLR_BENCH_RESULTS", help="Tables and figures.")]
+SuiteName = Annotated[
+    str,
+    typer.Option(
+        "--suite", help="A bundled suite (smoke, main, ablations) or a YAML file.", autocompletion=complete_suite
+    ),
+]
+MethodName = Annotated[str, typer.Argument(autocompletion=complete_method)]
+DataName = Annotated[str, typer.Argument(autocompletion=complete_data)]
+ProfileName = Annotated[str, typer.Option("--profile", help="How large: a profile of the suite, e.g. cpu, gpu, paper.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or the seeds themselves: 0,1,2.")]
+Only = Annotated[str | None, typer.Option("--only", help="Methods or labels to run, separated by commas.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cells side by side; 1 runs in this process.")]
+Devices = Annotated[
+    int | None, typer.Option("--devices", min=1, help="Devices (on cpu: processes) that compute one cell together.")
+]
+RunMode = Literal["missing", "always", "only-cached", "strict"]
+ModeOption = Annotated[
+    RunMode,
+    typer.Option("--mode", help="always: compute anew; only-cached: tables of what is there; strict: refuse gaps."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Track = Annotated[bool, typer.Option("--track/--no-track", help="Mirror finished cells to MLflow.")]
