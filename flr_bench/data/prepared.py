@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flr_bench.data.coded import CodedData, code
-from flr_bench.data.filtering import FilterParams, apply_filters
+from flr_bench.data.filtering import FilterParams
+from flr_bench.data.recipes import derive
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import (
     PARTS,
@@ -24,9 +25,7 @@ from flr_bench.data.splitting import (
     VALID,
     Int8s,
     SplitParams,
-    assign_parts,
     make_examples,
-    order_in_time,
     spread_over_users,
 )
 from flr_bench.errors import DamagedFileError, DataError, FlrBenchError
@@ -179,26 +178,23 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
     Raises:
         DataError: the tables cannot be used, nothing is left, or a part has no examples.
     """
-    import pandas as pd
-
     coded = raw if isinstance(raw, CodedData) else code(raw)
-    user_keys, item_keys = coded.user_keys.to_pylist(), coded.catalog["item"].to_pylist()
-    stays = apply_filters(coded.users, coded.items, coded.timestamps, filters, origin=coded.origin)
-    users, items, timestamps = coded.users[stays], coded.items[stays], coded.timestamps[stays]
-    order = order_in_time(user_keys, item_keys, users, items, timestamps, seed=split.tie_seed)
-    new_users, kept_users = pd.factorize(users[order])
-    kept_items, new_items = np.unique(items[order], return_inverse=True)
-    interactions = Interactions(new_users.astype(np.int32), new_items.astype(np.int32), timestamps[order])
+    derived = derive(coded, filters, split)
+    user_keys = coded.user_keys.to_pylist()
     data = PreparedData(
-        catalog=_catalog(coded.catalog.take(kept_items)),
-        user_keys=tuple(user_keys[user] for user in kept_users),
-        all_interactions=interactions,
-        parts=assign_parts(interactions.users, split),
+        catalog=_catalog(derived.catalog),
+        user_keys=tuple(user_keys[user] for user in derived.users),
+        all_interactions=derived.log,
+        parts=derived.parts,
     )
     _refuse_empty(data, name, split)
-    removed = {"interactions": int((~stays).sum()), "items": len(coded.catalog) - len(kept_items)}
-    manifest = {"checksum": _checksum(data), "statistics": {**_statistics(data), "removed": removed}}
-    return PreparedData(data.catalog, data.user_keys, interactions, data.parts, manifest)
+    removed = {"interactions": len(coded) - len(derived.log), "items": len(coded.catalog) - len(derived.items)}
+    manifest = {
+        "checksum": _checksum(data),
+        "statistics": {**_statistics(data), "removed": removed},
+        "filtering": [dict(step) for step in derived.filtering],
+    }
+    return PreparedData(data.catalog, data.user_keys, data.all_interactions, data.parts, manifest)
 
 
 def describe(data: PreparedData) -> dict[str, Any]:
