@@ -6,6 +6,7 @@ reaches the disk, and nothing is executed or unpickled.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import lzma
@@ -35,7 +36,6 @@ _HEADER_BYTES = 1 << 20
 _UNREADABLE = (
     zipfile.BadZipFile,
     tarfile.TarError,
-    gzip.BadGzipFile,
     zlib.error,
     lzma.LZMAError,
     EOFError,
@@ -101,7 +101,10 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> tuple[P
         if not writer.files:
             raise DataError(f"archive {archive} holds no file; fetch it again")
         temporary.rename(folder)
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, OSError) as error:
+        # Reading at a place that a damaged directory names is an invalid argument; the disk's errors are others.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DamagedFileError(f"archive {archive} cannot be unpacked ({reason[:200]}); fetch it again") from error
     finally:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import json
 import os
 import shutil
 import urllib.parse
 import urllib.request
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -199,8 +201,9 @@ def fetch(wanted: Download, cache: Path, how: Fetcher | None = None) -> Fetched:
     """
     how = how or Fetcher()
     top = cache / "downloads"
-    folder, record = top / wanted.name, _Record(top / f"{wanted.name}.json")
+    folder = top / wanted.name
     with _lock(top, wanted.name, how.say):
+        record = _Record(top / f"{wanted.name}.json")  # read under the lock: another process may just have written it
         if folder.is_dir():
             wrong = record.first_wrong(folder)
             if wrong is None:
@@ -235,7 +238,9 @@ def _fetch_file(wanted: Download, file: RemoteFile, parts: Path, record: _Record
             if place == places[-1]:
                 raise
             how.say(f"{error}; trying the next address")
-    _refuse_a_page(place, target)
+    _refuse_other_kinds(place, target)
+    if expected is None:
+        _refuse_cut_gzip(place, target)
     sha256 = Checksum("sha256", "").of(target)
     if known is not None and known != sha256:
         aside = target.with_name(target.name + ".wrong")
@@ -289,7 +294,7 @@ def _places(file: RemoteFile, mirror: str | None, wanted: Download) -> tuple[str
     raise UsageError(f"the mirror '{mirror}' holds no file {file.name}; name the folder in which it lies")
 
 
-def _refuse_a_page(place: str, target: Path) -> None:
+def _refuse_other_kinds(place: str, target: Path) -> None:
     """Find the error page or log-in page that some servers send with status 200, before it is recorded."""
     with target.open("rb") as stream:
         beginning = stream.read(512)
@@ -304,6 +309,22 @@ def _refuse_a_page(place: str, target: Path) -> None:
         )
 
 
+def _refuse_cut_gzip(place: str, target: Path) -> None:
+    """Read a gzip file to its end: its own checksum is the only one where nobody states another."""
+    if not target.name.endswith(".gz"):
+        return
+    try:
+        with gzip.open(target) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        target.unlink()
+        raise DamagedFileError(
+            f"{place} gave a damaged file {target.name} ({error}); run the same command again, or name another place "
+            "with --mirror"
+        ) from error
+
+
 # --- the folder --------------------------------------------------------------------------------
 
 
@@ -313,7 +334,7 @@ def _assemble(wanted: Download, parts: Path, folder: Path, record: _Record, *, k
     try:
         for file in wanted.files:
             if file.unpack and is_archive(file.name):
-                unpack(parts / file.name, temporary)
+                _unpack(parts / file.name, temporary, record)
             else:
                 temporary.mkdir(exist_ok=True)
                 # A link, not a move: what was fetched stays if this is interrupted.
@@ -329,6 +350,16 @@ def _assemble(wanted: Download, parts: Path, folder: Path, record: _Record, *, k
             if file.unpack:
                 (parts / file.name).replace(folder.with_name(file.name))
     shutil.rmtree(parts, ignore_errors=True)
+
+
+def _unpack(archive: Path, folder: Path, record: _Record) -> None:
+    """Unpack, or forget the archive: the next fetch must not find it verified."""
+    try:
+        unpack(archive, folder)
+    except (DataError, DamagedFileError):
+        archive.unlink()
+        record.forget(archive.name)
+        raise
 
 
 def _link(source: Path, target: Path) -> None:
@@ -392,6 +423,11 @@ class _Record:
             about = wanted.model_dump(mode="json", include={"name", "title", "licence", "terms", "citation"})
             self.content = {**about, "fetched": self.date, "files": {}, "unpacked": {}}
         self.content["files"][name] = dict(described)
+        self._write()
+
+    def forget(self, name: str) -> None:
+        """Take a downloaded file off the record."""
+        del self.content["files"][name]
         self._write()
 
     def complete(self, unpacked: Mapping[str, Any]) -> None:
