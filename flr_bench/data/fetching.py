@@ -17,6 +17,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import ssl
 import time
 import urllib.error
@@ -469,6 +470,8 @@ def _reason(error: Exception) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
         return "no answer in time"
+    if isinstance(cause, socket.gaierror):
+        return "the server's name is not known here"
     if isinstance(cause, _LaterError):
         return f"the server answers with {cause}"
     if isinstance(cause, http.client.RemoteDisconnected | ConnectionError):

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from flr_bench.commands import data as data_commands
 from flr_bench.data import downloads, fetching
 from flr_bench.data.downloads import Download, Fetched, Fetcher, RemoteFile, all_downloads, fetch, find_download
 from flr_bench.data.fetching import Checksum, FetchError, Patience, check_address, download, read_small, size_of
@@ -723,7 +725,10 @@ def test_two_processes_fetch_once(server: Server, movielens: Download, tmp_path:
 def test_list_has_the_data_sets_of_the_field() -> None:
     known = all_downloads()
     assert {"ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m", "latentr3-cds", "minionerec-office"} <= set(known)
-    assert {"amazon-2018-office-products", "amazon-2018-all-books", "amazon-2023-video-games"} <= set(known)
+    assert {"amazon-2018-office-products", "amazon-2018-full-books", "amazon-2023-video-games"} <= set(known)
+    listed = yaml.safe_load(Path(downloads.__file__).with_name("downloads.yaml").read_text(encoding="utf-8"))
+    families = sum(len(set(family["categories"])) for family in listed["families"])
+    assert len(known) == len(listed["downloads"]) + families  # no name stands for two
     for name, entry in known.items():
         assert entry.name == name
         assert re.fullmatch(r"[a-z0-9-]+", name)
@@ -780,3 +785,43 @@ def test_command_lists_what_there_is(command: Callable[..., Any]) -> None:
     assert done.exit_code == 0
     assert "ml-9m" in done.output
     assert "research use" in done.output
+
+
+def test_command_that_is_interrupted_says_so_and_goes_on_the_next_time(
+    command: Callable[..., Any], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def interrupting(name: str) -> Iterator[Callable[[int, int | None], None]]:
+        assert name == "ml-9m.zip"
+
+        def progress(done: int, total: int | None) -> None:
+            del total
+            if done:
+                raise KeyboardInterrupt
+
+        yield progress
+
+    monkeypatch.setattr(fetching, "_CHUNK", 1 << 12)
+    with monkeypatch.context() as patched:
+        patched.setattr(data_commands, "_download_bar", interrupting)
+        done = command("ml-9m", "--yes")
+    assert done.exit_code == 130
+    assert "the same command goes on from there" in done.output
+    part = tmp_path / "cache/downloads/.parts/ml-9m/ml-9m.zip.part"
+    assert 0 < part.stat().st_size < len(server.files["/ml-9m.zip"])
+    come = part.stat().st_size
+    assert command("ml-9m", "--yes").exit_code == 0
+    assert server.begins()[-1] == come
+
+
+def test_progress_bar_is_drawn_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data_commands._download_bar("ml-9m.zip") as progress:
+        assert progress is None
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(data_commands.sys.stderr, "isatty", lambda: True)
+    with data_commands._download_bar("ml-9m.zip") as progress:
+        assert progress is not None
+        progress(500, 1000)
+    assert "ml-9m.zip" in capsys.readouterr().err
