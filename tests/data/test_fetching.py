@@ -825,3 +825,27 @@ def test_progress_bar_is_drawn_on_a_terminal_only(
         assert progress is not None
         progress(500, 1000)
     assert "ml-9m.zip" in capsys.readouterr().err
+
+
+def test_command_imports_what_it_fetched_when_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flr_bench.cli import app
+    from flr_bench.data.imports import open_dataset
+
+    header = (
+        "user_id,item_asins,item_asin,history_item_id,item_id,history_item_title,item_title,history_rating,rating,"
+        "history_timestamp,timestamp\n"
+    )
+    row = "u,\"['a']\",b,[{}],{},\"['T{}']\",T{},[5.0],4.0,[{}],{}\n"
+    server.files = {"/info.txt": b"T0\t0\nT1\t1\nT2\t2\nT3\t3\n"}
+    for i, part in enumerate(("train", "valid", "test")):
+        server.files[f"/{part}.csv"] = (header + row.format(i, i + 1, i, i + 1, 100 + i, 101 + i)).encode()
+    files = [RemoteFile(name=path[1:], urls=(server.url(path),)) for path in server.files]
+    tiny = wanted(*files, name="tiny").model_copy(update={"source": "latentr3_csv", "options": {}})
+    monkeypatch.setattr(downloads, "all_downloads", lambda: {"tiny": tiny})
+    arguments = ["data", "fetch", "tiny", "--yes", "--import-as", "mine", "--cache", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "latentr3_csv" in done.output
+    assert len(open_dataset("mine", tmp_path).read().catalog) == 4
