@@ -472,7 +472,7 @@ def _assemble(rows: Mapping[str, ExampleRows], users: Mapping[str, Int32s], *, t
         rule = "strictly before the first valid target's time" if timed else "whole, for want of times"
         remarks.append(
             "the folder has no train.csv: train was rebuilt from the histories of valid and test (every user's "
-            f"first row, {rule}): {len(log.items)} interactions, {len(train)} examples"
+            f"first row, {rule}): {len(log.items):,} interactions, {len(train):,} examples"
         )
         counts |= {"history_items_not_before_valid": left_out} if timed else {}
     if not timed:
@@ -641,7 +641,7 @@ def read_text(path: Path) -> str:
 def _open(path: Path) -> io.TextIOBase:
     """Open a plain or compressed text; a byte-order mark is no part of it."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")  # type: ignore[return-value]
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
 

@@ -122,6 +122,11 @@ class Source(ABC):
         self._path = path
         self.options = options if options is not None else self.Options()
 
+    @property
+    def path(self) -> Path | None:
+        """The file or folder that is read; ``None`` where an embedded source finds it itself."""
+        return self._path
+
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files that reading takes into account, in a fixed order.
