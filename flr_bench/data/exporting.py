@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flr_bench.errors import DataError, FlrBenchError, UnknownNameError, UsageError
 from flr_bench.interface import Examples, Int64s
@@ -366,10 +367,11 @@ def _write_ids(content: Content, folder: Path) -> list[str]:
 def history_times(data: PreparedData, examples: Examples) -> tuple[Iterator[list[int]], int]:
     """The time of every item in the examples' histories.
 
-    Prepared examples keep no times of their histories, the log does.  A history that is a stretch of its
-    user's log right before the target has that stretch's times.  Any other (a source may bring histories
-    that its log does not have whole) has for each item the latest time at which the user had it, up to
-    the target's; an item that the log does not know has the time of the next one.
+    Prepared examples keep no times of their histories, the log does.  A history that is the stretch of its
+    user's interactions right before the target has that stretch's times.  Any other (a source may bring
+    histories that its log does not have whole) is walked from its end: each item has the latest time at
+    which the user had it, up to that of the item after it; one that the log does not know has the time of
+    the item after it.
 
     Args:
         data: the prepared data.
@@ -379,17 +381,11 @@ def history_times(data: PreparedData, examples: Examples) -> tuple[Iterator[list
         Per example its items' times, in the order of the history, and the number of times that the log does
         not know.
     """
-    users, items, times = _known_log(data)
-    order = np.lexsort((np.arange(len(users)), times, users))
-    users, items, times = users[order], items[order], times[order]
-    offsets, flat = _flat(examples)
-    guesses = _latest_times(data, (users, items, times), examples, flat)
-    unknown = guesses < 0
-    exact = _exact_times(data, examples, flat)
-    found = np.where(exact >= 0, exact, guesses)
-    _fill_from_next(found, np.repeat(examples.timestamps, examples.history_lengths), offsets)
-    rows = (found[start:stop].tolist() for start, stop in pairwise(offsets.tolist()))
-    return rows, int((unknown & (exact < 0)).sum())
+    offsets, places = _flat(examples)
+    log = _KnownLog(data)
+    times, exact = log.times_before(examples, places)
+    unknown = log.walk(examples, places, offsets, times, np.flatnonzero(~exact))
+    return (times[start:stop].tolist() for start, stop in pairwise(offsets.tolist())), unknown
 
 
 def _flat(examples: Examples) -> tuple[Int64s, Int64s]:
@@ -400,67 +396,62 @@ def _flat(examples: Examples) -> tuple[Int64s, Int64s]:
     return offsets, places.astype(np.int64)
 
 
-def _known_log(data: PreparedData) -> tuple[Int64s, Int64s, Int64s]:
-    """Everything that is known to have happened when: the log, and targets that are not in it."""
-    every, sides = data.all_interactions, [data.valid, data.test]
-    users = np.concatenate([every.users, *(side.users for side in sides)]).astype(np.int64)
-    items = np.concatenate([every.items, *(side.targets for side in sides)]).astype(np.int64)
-    times = np.concatenate([every.timestamps, *(side.timestamps for side in sides)]).astype(np.int64)
-    return users, items, times
+class _KnownLog:
+    """What is known to have happened when: the log and the targets that are not in it, user after user."""
 
+    def __init__(self, data: PreparedData) -> None:
+        every, later = data.all_interactions, [data.valid, data.test]
+        self._n_items = len(data.catalog)
+        users = [every.users, *(part.users for part in later)]
+        items = [every.items, *(part.targets for part in later)]
+        times = np.concatenate([every.timestamps, *(part.timestamps for part in later)]).astype(np.int64)
+        self._moments = np.unique(times)
+        pairs = np.concatenate(users).astype(np.int64) * self._n_items + np.concatenate(items)
+        keys = self._keys(pairs, times)
+        # A target that the log has comes after its row there: the first of equal keys is kept.
+        kept = np.sort(np.unique(keys, return_index=True)[1])
+        order = kept[np.lexsort((kept, times[kept], pairs[kept] // self._n_items))]
+        self._pairs, self._times = pairs[order], times[order]
+        self._by_key = np.argsort(keys[order], kind="stable")
+        self._sorted_keys = keys[order][self._by_key]
 
-def _exact_times(data: PreparedData, examples: Examples, places: Int64s) -> Int64s:
-    """Times of histories that are stretches of the log, -1 for all items of the others, ``[m]``."""
-    every = data.all_interactions
-    lengths = examples.history_lengths
-    out = np.full(len(places), -1, dtype=np.int64)
-    ids = examples.ids
-    if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= len(every):
-        return out
-    by_user = np.argsort(every.users, kind="stable")
-    place = np.empty(len(every), dtype=np.int64)
-    place[by_user] = np.arange(len(every))
-    fits = (every.items[ids] == examples.targets) & (every.users[ids] == examples.users)
-    begins = place[ids] - lengths
-    fits &= (begins >= 0) & (every.users[by_user[np.maximum(begins, 0)]] == examples.users)
-    within = np.arange(len(places)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    rows = by_user[np.minimum(np.repeat(np.maximum(begins, 0), lengths) + within, len(every) - 1)]
-    same = every.items[rows] == examples.items[places]
-    of_example = np.repeat(np.arange(len(ids)), lengths)
-    fits &= np.bincount(of_example, weights=~same, minlength=len(ids)) == 0
-    keep = fits[of_example]
-    out[keep] = every.timestamps[rows[keep]]
-    return out
+    def _keys(self, pairs: Int64s, times: Int64s) -> Int64s:
+        """A number per user, item and time."""
+        keys: Int64s = pairs * (len(self._moments) + 1) + np.searchsorted(self._moments, times)
+        return keys
 
+    def times_before(self, examples: Examples, places: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """Times ``[m]`` of the interactions right before each target, and whether these are its history ``[n]``."""
+        lengths, users = examples.history_lengths, examples.users.astype(np.int64)
+        keys = self._keys(users * self._n_items + examples.targets, examples.timestamps)
+        found = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self._sorted_keys) - 1)
+        exact = self._sorted_keys[found] == keys
+        begins = self._by_key[found] - lengths
+        exact &= begins >= 0
+        of_example = np.repeat(np.arange(len(examples)), lengths)
+        within = np.arange(len(places)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows = np.maximum(begins, 0)[of_example] + within
+        differs = self._pairs[rows] != users[of_example] * self._n_items + examples.items[places]
+        exact &= np.bincount(of_example, weights=differs, minlength=len(examples)) == 0
+        return self._times[rows], exact
 
-def _latest_times(data: PreparedData, log: tuple[Int64s, Int64s, Int64s], examples: Examples, places: Int64s) -> Int64s:
-    """For each history item the latest time, up to the target's, at which the user had it; -1 if never, ``[m]``."""
-    users, items, times = log
-    lengths = examples.history_lengths
-    moments = np.unique(times)
-    width, n_items = len(moments) + 1, len(data.catalog)
-    pairs = (users * n_items + items) * width + np.searchsorted(moments, times)
-    pairs.sort()
-    asked = np.repeat(examples.users.astype(np.int64), lengths) * n_items + examples.items[places]
-    until = np.searchsorted(moments, np.repeat(examples.timestamps, lengths), side="right") - 1
-    found = np.searchsorted(pairs, asked * width + until, side="right") - 1
-    pair = pairs[np.maximum(found, 0)]
-    known = (found >= 0) & (pair // width == asked)
-    return np.where(known, moments[np.minimum(pair % width, len(moments) - 1)], -1)
-
-
-def _fill_from_next(times: Int64s, targets: Int64s, offsets: Int64s) -> None:
-    """Put the next known time where one is unknown or later than the next; the target's after the last."""
-    last = np.zeros(len(times), dtype=bool)
-    last[offsets[1:][offsets[1:] > offsets[:-1]] - 1] = True
-    wrong = np.flatnonzero((times < 0) | (~last & (times > np.append(times[1:], 0))))
-    if not len(wrong):
-        return
-    of_example = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    for row in np.unique(of_example[wrong]):
-        later = int(targets[offsets[row]])
-        for at in range(int(offsets[row + 1]) - 1, int(offsets[row]) - 1, -1):
-            later = times[at] = later if times[at] < 0 else min(int(times[at]), later)
+    def walk(self, examples: Examples, places: Int64s, offsets: Int64s, times: Int64s, rows: Int64s) -> int:
+        """Fill in the times of the examples at ``rows``, from the end of each; returns how many nobody knows."""
+        unknown = 0
+        for row in rows.tolist():
+            later = int(examples.timestamps[row])
+            user = int(examples.users[row]) * self._n_items
+            for at in range(int(offsets[row + 1]) - 1, int(offsets[row]) - 1, -1):
+                pair = np.array([user + int(examples.items[places[at]])])
+                key = self._keys(pair, np.array([later + 1]))
+                found = int(np.searchsorted(self._sorted_keys, key)[0]) - 1
+                place = self._by_key[found] if found >= 0 else -1
+                if place >= 0 and self._pairs[place] == pair[0]:
+                    later = int(self._times[place])
+                else:
+                    unknown += 1
+                times[at] = later
+        return unknown
 
 
 def _list(shown: Sequence[str], history: Sequence[int]) -> str:
@@ -584,6 +575,7 @@ def _manifest(content: Content, to: str, choice: Choice, not_carried: list[str])
             "items": len(content.keys),
             **{part: len(examples) for part, examples in content.parts.items()},
         },
+        "remarks": list(manifest.get("remarks") or ()),
         "not_carried": not_carried,
         "flr_bench": __version__,
     }
@@ -592,7 +584,8 @@ def _manifest(content: Content, to: str, choice: Choice, not_carried: list[str])
 def _readme(content: Content, manifest: Mapping[str, Any]) -> str:
     counts, source, form = manifest["counts"], manifest["source"], FORMATS[manifest["form"]]
     cut = manifest["max_history"]
-    lost = "".join(f"Not carried: {line}.\n" for line in manifest["not_carried"])
+    lost = "".join(f"Of the data: {line}.\n" for line in manifest["remarks"])
+    lost += "".join(f"Not carried: {line}.\n" for line in manifest["not_carried"])
     return f"""\
 {content.name}: {source["title"]}
 Form: {manifest["form"]}, read back with the source {manifest["read_back_with"]}.
