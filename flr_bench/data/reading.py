@@ -18,13 +18,24 @@ import difflib
 import gzip
 import io
 import json
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
-from flr_bench.data.assembly import Notes, Place, Untitled, assemble, distinct_items, parse_times
+from flr_bench.data.assembly import (
+    Notes,
+    Place,
+    Untitled,
+    assemble,
+    distinct_items,
+    noted_times,
+    parse_times,
+    ratings_of,
+)
 from flr_bench.errors import DamagedFileError, DataError
 
 if TYPE_CHECKING:
@@ -38,12 +49,16 @@ __all__ = [
     "Quoting",
     "Readable",
     "Untitled",
+    "ZipMember",
     "assemble",
     "distinct_items",
+    "json_place_of",
     "nearest",
+    "noted_times",
     "open_binary",
     "parse_times",
     "place_of",
+    "ratings_of",
     "read_delimited",
     "read_json_lines",
     "read_parquet",
@@ -71,6 +86,11 @@ _MAGIC = {
 }
 
 
+# EOFError: cut off; zlib.error, BadGzipFile, BadZipFile: bytes altered; NotImplementedError: a way of
+# compressing that zipfile does not know.
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError)
+
+
 class Readable(Protocol):
     """A file to read: a path, or something within an archive; its text form names it in messages."""
 
@@ -82,6 +102,60 @@ class Readable(Protocol):
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Open it for reading from the beginning."""
         ...
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """A file within a zip archive, read as a stream; nothing is ever unpacked to disk.
+
+    Attributes:
+        archive: the archive.
+        member: the file's path within it.
+        limit: bytes that it may hold when unpacked.
+    """
+
+    archive: Path
+    member: str
+    limit: int
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without folders."""
+        return self.member.rsplit("/", 1)[-1]
+
+    def __str__(self) -> str:
+        """Archive and path within it."""
+        return f"{self.archive}/{self.member}"
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Open it for reading from the beginning.
+
+        Raises:
+            DataError: it is encrypted or larger than the limit.
+        """
+        del mode
+        with zipfile.ZipFile(self.archive) as archive:
+            about = archive.getinfo(self.member)
+            if about.file_size > self.limit:
+                raise DataError(
+                    f"{self} holds {about.file_size} bytes, more than the limit of {self.limit}; "
+                    "raise max_bytes if that is right"
+                )
+            if about.flag_bits & 1:
+                raise DataError(f"{self} is encrypted; unpack the archive")
+            return archive.open(self.member)  # keeps the archive's file open by itself
+
+
+class _Gzip(gzip.GzipFile):
+    """A gzip stream that closes the file it reads from."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._below = file
+
+    def close(self) -> None:
+        super().close()
+        self._below.close()
 
 
 @dataclass(frozen=True)
@@ -117,7 +191,9 @@ def open_binary(path: Readable) -> IO[bytes]:
         file.seek(0)
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror or error}; check path and permissions") from error
-    return gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file  # type: ignore[return-value]
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+    return _Gzip(file) if start == b"\x1f\x8b" else file  # type: ignore[return-value]
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -254,7 +330,7 @@ def read_json_lines(path: Readable, columns: Mapping[str, ColumnKind]) -> pa.Tab
     table = _json_by_arrow(path, columns, start)
     if table is None:
         table = _json_by_python(path, columns)
-    _refuse_empty_keys(table, columns, lambda row: _json_place(path, row))
+    _refuse_empty_keys(table, columns, json_place_of(path))
     return table
 
 
@@ -308,6 +384,21 @@ def place_of(path: Readable, layout: Layout) -> Place:
     return place
 
 
+def json_place_of(path: Readable) -> Place:
+    """A function that finds the line of a row of JSON lines by reading the file up to there."""
+
+    def place(row: int) -> str:
+        seen = -1
+        with _readable_gzip(path), open_binary(path) as file:
+            for number, line in enumerate(file, start=1):
+                seen += bool(line.strip())
+                if seen == row:
+                    return f"{path}, line {number}"
+        return f"{path}, row {row + 1}"
+
+    return place
+
+
 class _Unreadable(Exception):
     """Arrow gave up on a file; the text is its reason."""
 
@@ -332,6 +423,7 @@ class _Stream(io.RawIOBase):
         self._last: bytes | None = last_row.encode()
         self._skip = layout.header_lines
         self._held = b""
+        self._ready = memoryview(b"")
         self.failure: Exception | None = None
         self._first = True
 
@@ -343,10 +435,14 @@ class _Stream(io.RawIOBase):
         super().close()
 
     def read(self, size: int = -1) -> bytes:
-        """About ``size`` bytes; empty at the end only."""
+        """At most ``size`` bytes; empty at the end only."""
+        size = size if size > 0 else _BLOCK
         try:
-            return self._read(size if size > 0 else _BLOCK)
-        except (OSError, EOFError, zlib.error, UnicodeError) as error:
+            if not self._ready:
+                self._ready = memoryview(self._read(size))
+            block, self._ready = self._ready[:size], self._ready[size:]
+            return bytes(block)
+        except (OSError, UnicodeError, *_DAMAGE) as error:
             self.failure = error
             raise
 
@@ -369,10 +465,10 @@ class _Stream(io.RawIOBase):
     def _with_short_delimiters(self, block: bytes, *, last: bool) -> bytes:
         if not self._long:
             return block
-        block, self._held = self._held + block, b""
+        block, self._held = (self._held + block).replace(self._long, _STAND_IN.encode()), b""
         if not last and block.endswith(self._long[:1]):
-            block, self._held = block[:-1], block[-1:]
-        return block.replace(self._long, _STAND_IN.encode())
+            block, self._held = block[:-1], block[-1:]  # its other half may follow
+        return block
 
     def _without_header(self, block: bytes) -> bytes:
         """Leave out the first lines; a header has at most the sample's length, so it is in the first blocks."""
@@ -393,12 +489,14 @@ def _readable_gzip(path: Readable) -> Iterator[None]:
     """Turn what a damaged file raises into one line."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DamagedFileError(
-            f"{path} is cut off or damaged ({_one_line(error)}); copy or download it again"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; check path and permissions") from error
+
+
+def _damaged(path: Readable, error: Exception) -> DamagedFileError:
+    return DamagedFileError(f"{path} is cut off or damaged ({_one_line(error)}); copy or download it again")
 
 
 def _one_line(error: BaseException) -> str:
@@ -588,9 +686,9 @@ def _read_blocks(path: Readable, layout: Layout, columns: Mapping[str, ColumnKin
             for batch in reader:
                 for name in columns:
                     blocks[name].append(batch.column(number[name]))
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeError, *_DAMAGE) as error:
         with _readable_gzip(path):
-            if isinstance(stream.failure, (OSError, EOFError, zlib.error)):
+            if isinstance(stream.failure, (OSError, *_DAMAGE)):
                 raise stream.failure from error
         raise _Unreadable(_one_line(error)) from error
     finally:
@@ -764,17 +862,6 @@ def _typed(column: Any, kind: ColumnKind, what: str) -> Any:
         return pc.fill_null(column.cast(pa.string()), "").dictionary_encode()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{what} holds {value_type}, which is no text; convert it to text") from error
-
-
-def _json_place(path: Readable, row: int) -> str:
-    """The line of an object, blank lines counted."""
-    seen = -1
-    with _readable_gzip(path), open_binary(path) as file:
-        for number, line in enumerate(file, start=1):
-            seen += bool(line.strip())
-            if seen == row:
-                return f"{path}, line {number}"
-    return f"{path}, row {row + 1}"
 
 
 def _json_by_arrow(path: Readable, columns: Mapping[str, ColumnKind], start: bytes) -> pa.Table | None:
