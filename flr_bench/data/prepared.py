@@ -16,6 +16,7 @@ import numpy as np
 
 from flr_bench.data.coded import CodedData, code
 from flr_bench.data.filtering import FilterParams, apply_filters
+from flr_bench.data.leakage import LogOrder, leakage_report, part_counts
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import (
     PARTS,
@@ -30,7 +31,7 @@ from flr_bench.data.splitting import (
     spread_over_users,
 )
 from flr_bench.errors import DamagedFileError, DataError, FlrBenchError
-from flr_bench.interface import Catalog, Examples, Int64s, Interactions, Split
+from flr_bench.interface import Catalog, Examples, Interactions, Split
 from flr_bench.registry import SOURCES
 
 if TYPE_CHECKING:
@@ -197,7 +198,11 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
     )
     _refuse_empty(data, name, split)
     removed = {"interactions": int((~stays).sum()), "items": len(coded.catalog) - len(kept_items)}
-    manifest = {"checksum": _checksum(data), "statistics": {**_statistics(data), "removed": removed}}
+    manifest = {
+        "checksum": _checksum(data),
+        "statistics": {**_statistics(data), "removed": removed},
+        "leakage": leakage_report(data),
+    }
     return PreparedData(data.catalog, data.user_keys, interactions, data.parts, manifest)
 
 
@@ -234,7 +239,7 @@ def _checksum(data: PreparedData) -> str:
 
 def _statistics(data: PreparedData) -> dict[str, Any]:
     every, catalog = data.all_interactions, data.catalog
-    items_per_title = np.bincount(catalog.title_of_item)
+    items_per_title, order = np.bincount(catalog.title_of_item), LogOrder(data.all_interactions)
     return {
         "users": len(data.user_keys),
         "items": len(catalog),
@@ -246,7 +251,7 @@ def _statistics(data: PreparedData) -> dict[str, Any]:
         "first_timestamp": int(every.timestamps[0]),
         "last_timestamp": int(every.timestamps[-1]),
         "train_interactions": len(data.interactions),
-        "parts": {part: _part_statistics(data, getattr(data, part)) for part in PARTS},
+        "parts": {part: _part_statistics(data, part, order) for part in PARTS},
     }
 
 
@@ -257,56 +262,17 @@ def _tie_rate(interactions: Interactions) -> float:
     return float((counts[inverse.reshape(-1)] > 1).mean())
 
 
-def _part_statistics(data: PreparedData, examples: Examples) -> dict[str, Any]:
+def _part_statistics(data: PreparedData, part: str, order: LogOrder) -> dict[str, Any]:
     """What a reader must know before trusting a figure on this part: users, repeats, unseen items, ties."""
-    seen = np.isin(examples.targets, data.interactions.items)
-    titles = data.catalog.title_of_item
-    item_again = _targets_in_history(examples, examples.items, examples.targets)
-    title_again = _targets_in_history(examples, titles[examples.items], titles[examples.targets])
-    shared = np.bincount(titles)[titles[examples.targets]] > 1
+    examples: Examples = getattr(data, part)
     lengths = examples.history_lengths
-    users = np.unique(examples.users)
-    instants = _seconds_since_previous(data.all_interactions)[examples.ids] == 0
     return {
-        "examples": len(examples),
-        "users": len(users),
-        "users_not_in_train": int((~np.isin(users, data.interactions.users)).sum()),
-        "targets_unseen_in_train": int((~seen).sum()),
-        "targets_in_history": int(item_again.sum()),
-        "targets_title_in_history": int(title_again.sum()),
-        "targets_with_shared_title": int(shared.sum()),
-        "targets_at_time_of_last_history_item": int(instants.sum()),
+        **part_counts(examples, data.catalog, data.interactions, order),
         "history_length_mean": float(lengths.mean()),
         "history_length_median": float(np.median(lengths)),
         "first_timestamp": int(examples.timestamps.min()),
         "last_timestamp": int(examples.timestamps.max()),
     }
-
-
-def _seconds_since_previous(interactions: Interactions) -> Int64s:
-    """For each interaction the time since the same user's one before; -1 for a user's first."""
-    by_user = np.argsort(interactions.users, kind="stable")
-    users, timestamps = interactions.users[by_user], interactions.timestamps[by_user]
-    since = np.full(len(users), -1, dtype=np.int64)
-    again = np.flatnonzero(users[1:] == users[:-1]) + 1
-    since[by_user[again]] = timestamps[again] - timestamps[again - 1]
-    return since
-
-
-def _targets_in_history(examples: Examples, values: Any, targets: Any) -> Any:
-    """``[n]`` bool: does the target's value occur in the history?
-
-    Histories of one user share a stretch of ``values``; a target is in its history if the value's
-    first occurrence in the stretch (the one at or after ``starts``) comes before ``stops``.
-    """
-    order = np.lexsort((np.arange(len(values)), values))
-    width = len(values) + 1
-    occurrences = values[order].astype(np.int64) * width + order
-    wanted = targets.astype(np.int64) * width + examples.starts
-    found = np.searchsorted(occurrences, wanted, side="left")
-    inside = found < len(occurrences)
-    position = occurrences[np.minimum(found, len(occurrences) - 1)] - targets.astype(np.int64) * width
-    return inside & (position >= examples.starts) & (position < examples.stops)
 
 
 def _canonical(value: Any) -> bytes:
