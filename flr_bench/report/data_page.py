@@ -216,7 +216,7 @@ def _over_time(axes: Axes, data: PreparedData) -> str:
     axes.set_xlabel("time" if real else "order of rows (the source has no times)")
     axes.set_ylabel("interactions")
     axes.set_title("Interactions over time", loc="left")
-    axes.legend(frameon=False, loc="upper right", labelcolor=_INK)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, labelcolor=_INK)
     return f"Interactions over time by part; dashed lines are the first targets: {', '.join(cuts)}."
 
 

@@ -95,6 +95,8 @@ class Source(ABC):
         license: terms of use, as one line.
         citation: where it comes from, as one line.
         embedded: whether it needs no path.
+        brings_split: whether it brings examples of train, valid and test itself
+            (:attr:`flr_bench.data.coded.CodedData.given`); filters and splits then do not apply.
         Options: what ``--option NAME=VALUE`` may set, each field with a description.
     """
 
@@ -102,6 +104,7 @@ class Source(ABC):
     license: ClassVar[str]
     citation: ClassVar[str]
     embedded: ClassVar[bool] = False
+    brings_split: ClassVar[bool] = False
     Options: ClassVar[type[Params]] = NoOptions
 
     def __init__(self, path: Path | None = None, options: Params | None = None) -> None:
@@ -118,6 +121,11 @@ class Source(ABC):
             raise UsageError(f"the source '{self.title}' needs a path to a file or folder")
         self._path = path
         self.options = options if options is not None else self.Options()
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder that is read; ``None`` where an embedded source finds it itself."""
+        return self._path
 
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
