@@ -79,11 +79,38 @@ def data_import(
 
 
 @data_app.command("show")
-def data_show(name: DataName, cache: Cache = CACHE) -> None:
-    """Prepare a data set if need be and print its statistics as JSON."""
+def data_show(
+    name: DataName,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Write a page with figures to this file.")] = None,
+    backbone: Annotated[
+        Path | None, typer.Option("--backbone", help="A backbone's folder: lengths in its tokens, too.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="The template of the examples: titles@1 or alpaca@1.")
+    ] = "titles@1",
+) -> None:
+    """Show a data set, prepared if need be: size, recipe, leakage and examples; with --json its manifest."""
     from flr_bench.data.prepared import describe, prepare
 
-    typer.echo(json.dumps(describe(prepare(name, cache)), indent=2, ensure_ascii=False))
+    data = prepare(name, cache)
+    if as_json:
+        typer.echo(json.dumps(describe(data), indent=2, ensure_ascii=False))
+    if as_json and page is None:
+        return
+    from flr_bench.report.data_view import as_text, tokenizer_of, view
+
+    shown = view(data, name, tokenizer=None if backbone is None else tokenizer_of(backbone), prompt=prompt)
+    if page is not None:
+        from flr_bench.report.data_page import write_page
+
+        write_page(data, shown, page)
+    if not as_json:
+        for line, heading in as_text(shown):
+            typer.secho(line, bold=heading)
+    if page is not None:
+        typer.secho(f"wrote {page}", err=True)
 
 
 @data_app.command("fetch")
