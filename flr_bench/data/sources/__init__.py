@@ -120,6 +120,11 @@ class Source(ABC):
         self._path = path
         self.options = options if options is not None else self.Options()
 
+    @property
+    def path(self) -> Path | None:
+        """The file or folder it was given; ``None`` if an embedded source uses its own."""
+        return self._path
+
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files that reading takes into account, in a fixed order.

@@ -65,15 +65,13 @@ class MovieLens100K(Source):
 
     def tables(self) -> tuple[FileLayout, ...]:
         """Two tab-separated files without quotes."""
-        key, number = partial(ColumnLayout, kind="key"), partial(ColumnLayout, kind="number")
         ratings = (
-            key("user_id:token"),
-            key("item_id:token"),
-            number("rating:float"),
+            ColumnLayout("user_id:token", "key"),
+            ColumnLayout("item_id:token", "key"),
             ColumnLayout("timestamp:float", "time"),
         )
         films = (
-            key("item_id:token"),
+            ColumnLayout("item_id:token", "key"),
             ColumnLayout("movie_title:token_seq"),
             ColumnLayout("release_year:token", missing=None),
             ColumnLayout("class:token_seq", missing=None),
