@@ -18,15 +18,16 @@ class ColumnLayout:
 
     Attributes:
         name: as the file writes it.
-        kind: ``key`` (text that names a user or an item), ``text`` (a title, an attribute), ``time`` (a
-            number of seconds, milliseconds or microseconds since 1970, or ISO 8601), ``number``.
+        kind: ``key`` (text that names a user or an item), ``text`` (a title, an attribute), ``texts``
+            (JSON: a list of them, or one), ``time`` (a number of seconds, milliseconds or microseconds
+            since 1970, or ISO 8601), ``number``.
         missing: what a row without a value is: an ``error``, a ``note`` (the source's rule leaves the row
             out and counts it), or nothing (``None``).
         required: whether the column must be there at all.
     """
 
     name: str
-    kind: Literal["key", "text", "time", "number"] = "text"
+    kind: Literal["key", "text", "texts", "time", "number"] = "text"
     missing: Severity | None = "error"
     required: bool = True
 

@@ -9,6 +9,7 @@ stands twice is to be named with both lines).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import gzip
@@ -28,14 +29,13 @@ from flr_bench.data.layout import ColumnLayout, FileLayout, Severity
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["LISTED", "Findings", "Problem", "scan"]
+__all__ = ["LISTED", "Findings", "Problem", "arrow_type", "first_error", "scan", "whole_lines"]
 
 LISTED = 20
 """Problems of one kind that are listed for one file; the rest is counted."""
 
 _PIECE = 4 << 20
 _LONGEST_QUOTE = 100  # lines; a quoted title with more line breaks is rather a quote that was never closed
-_UNIT_SEPARATOR = b"\x1f"
 _UNITS = {"seconds": 1e11, "milliseconds": 1e14, "microseconds": 1e17}  # magnitudes below which each is meant
 _PER_SECOND = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "ISO 8601": 1.0}
 
@@ -104,6 +104,27 @@ def scan(layout: FileLayout, findings: Findings, *, piece: int = _PIECE) -> None
     scanner.run(piece)
 
 
+def first_error(layout: FileLayout) -> Problem | None:
+    """The first problem in a file that would change results, if there is one."""
+    first = _First()
+    with contextlib.suppress(_Found):
+        scan(layout, first)
+    return next((problem for problem in first.listed if problem.severity == "error"), None)
+
+
+class _Found(Exception):
+    """Enough was seen."""
+
+
+class _First(Findings):
+    """Stops the pass at the first error."""
+
+    def add(self, problem: Problem) -> None:
+        super().add(problem)
+        if problem.severity == "error":
+            raise _Found
+
+
 class _Scanner:
     """What both formats share: pieces of lines, values by kind, and what can only be said at the end."""
 
@@ -113,7 +134,6 @@ class _Scanner:
         self._line = 1  # of the next line
         self._records = 0
         self._unreadable = False  # no sense in looking at the lines
-        self._cut = False  # the last line is not whole
         self._first_seen: dict[str, int] = {}
         self._units: dict[str, _Lines] = {}
         self._types: dict[tuple[str, str], _Lines] = {}
@@ -140,7 +160,7 @@ class _Scanner:
 
     def _run(self, raw: BinaryIO, piece: int) -> None:
         rest, first = b"", True
-        for fresh, last in self._pieces(raw, piece):
+        for fresh, last in whole_lines(raw, piece, self._broken_off):
             lines = rest + (self._without_mark(fresh) if first else fresh)
             first = False
             if self._unreadable:
@@ -150,42 +170,17 @@ class _Scanner:
                 rest = b""
             else:
                 rest = self.take_apart(lines, last)
-        if not self._records:
+        if not self._records and not any(file == str(self._layout.path) for file, _, _ in self._findings.counts):
             self.report("holds no records", "check that the file is complete", "empty file")
         self._finish()
 
-    def _pieces(self, raw: BinaryIO, piece: int) -> Iterator[tuple[bytes, bool]]:
-        """Whole lines, and whether they are the last; the last line always ends in a line break."""
-        tail = b""
-        for block in self._blocks(raw, piece):
-            head, found, after = block.rpartition(b"\n")
-            if not found:
-                tail += block
-                continue
-            yield tail + head + found, False
-            tail = after
-        yield (tail + b"\n" if tail and not self._cut else b""), True
-
-    def _blocks(self, raw: BinaryIO, piece: int) -> Iterator[bytes]:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream = gzip.GzipFile(fileobj=raw) if zipped else raw
-        lines = 0
-        while True:
-            block, error = _read(stream, piece)
-            lines += block.count(b"\n")
-            if block:
-                yield block
-            if error is not None:
-                self._cut = True
-                self.report(
-                    f"the gzip stream breaks off or is damaged here ({error})",
-                    "fetch the file again; what follows could not be looked at",
-                    "damaged gzip",
-                    line=lines + 1,
-                )
-            if error is not None or not block:
-                return
+    def _broken_off(self, line: int, error: Exception) -> None:
+        self.report(
+            f"the gzip stream breaks off or is damaged here ({error})",
+            "fetch the file again; what follows could not be looked at",
+            "damaged gzip",
+            line=line,
+        )
 
     def _without_mark(self, lines: bytes) -> bytes:
         """The first lines without a byte-order mark."""
@@ -237,9 +232,8 @@ class _Scanner:
                     "there is no value", remedy, "missing value", line=line, column=column.name, severity=column.missing
                 )
             return
-        {"key": self._key, "text": self._text, "time": self._time, "number": self._number}[column.kind](
-            column.name, value, line
-        )
+        check = {"key": self._key, "text": self._text, "texts": self._texts, "time": self._time, "number": self._number}
+        check[column.kind](column.name, value, line)
         if column.name == self._layout.unique:
             self._see(str(value), line)
 
@@ -262,6 +256,10 @@ class _Scanner:
         if not isinstance(value, str):
             self.report(f"{_short(value)} is not text", "give a text", "wrong type", line=line, column=name)
         self._encodable(name, value, line)
+
+    def _texts(self, name: str, value: Any, line: int) -> None:
+        for text in value if isinstance(value, list) else [value]:
+            self._text(name, text, line)
 
     def _encodable(self, name: str, value: Any, line: int) -> None:
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
@@ -325,8 +323,10 @@ class _Scanner:
         units = {}
         for column in columns:
             values = table[column.name]
-            if values.null_count:
+            if values.null_count and column.missing is not None:
                 return False
+            if column.kind == "texts":
+                continue
             if column.kind == "time":
                 units[column.name] = _plain_times(values, self._now)
             elif not _PLAIN[column.kind](values, blank=column.missing is None):
@@ -541,7 +541,7 @@ class _JsonLines(_Scanner):
             return True
         try:
             lines.decode("utf-8")
-            schema = pa.schema([(column.name, _ARROW_TYPES[column.kind]()) for column in self._layout.columns])
+            schema = pa.schema([(column.name, arrow_type(column)) for column in self._layout.columns])
             table = pj.read_json(
                 io.BytesIO(lines),
                 pj.ReadOptions(block_size=len(lines) + 1),
@@ -602,24 +602,47 @@ class _JsonLines(_Scanner):
         self.report(f"not JSON ({reason})", "mend or remove the line", "broken JSON", line=self._line, column=column)
 
 
-def _arrow_text() -> Any:
+def arrow_type(column: ColumnLayout) -> Any:
+    """The Arrow type of a JSON field."""
     import pyarrow as pa
 
-    return pa.string()
+    types = {"texts": pa.list_(pa.string()), "time": pa.float64(), "number": pa.float64()}
+    return types.get(column.kind, pa.string())
 
 
-def _arrow_number() -> Any:
-    import pyarrow as pa
+def whole_lines(
+    raw: BinaryIO, piece: int, broken_off: Callable[[int, Exception], None]
+) -> Iterator[tuple[bytes, bool]]:
+    """A file, plain or gzip (by its first two bytes), in pieces of whole lines.
 
-    return pa.float64()
+    Args:
+        raw: the file, opened at its beginning.
+        piece: bytes at a time, about; a longer line makes a longer piece.
+        broken_off: called with line number (from 1) and error where a gzip stream ends before its
+            end; if it returns, the lines before are the last ones.
 
-
-_ARROW_TYPES: dict[str, Callable[[], Any]] = {
-    "key": _arrow_text,
-    "text": _arrow_text,
-    "time": _arrow_number,
-    "number": _arrow_number,
-}
+    Yields:
+        Lines, each with its line break (the last one gets one), and whether they are the last; the
+        last piece may be empty.
+    """
+    zipped = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    stream = gzip.GzipFile(fileobj=raw) if zipped else raw
+    tail, lines = b"", 0
+    while True:
+        block, error = _read(stream, piece)
+        head, found, after = block.rpartition(b"\n")
+        lines += head.count(b"\n") + len(found)
+        if found:
+            yield tail + head + found, False
+            tail = b""
+        tail += after
+        if error is not None:
+            broken_off(lines + 1, error)
+            tail = b""  # half a line
+        if error is not None or not block:
+            yield (tail + b"\n" if tail else b""), True
+            return
 
 
 def _read(stream: Any, size: int) -> tuple[bytes, Exception | None]:
