@@ -21,6 +21,7 @@ from flr_bench.commands.options import (
     RUNS,
     AsJson,
     Cache,
+    DataNames,
     Devices,
     MethodName,
     Mlruns,
@@ -95,6 +96,7 @@ def run(
     only: Only = None,
     workers: Workers = None,
     devices: Devices = None,
+    data: DataNames = None,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -117,7 +119,7 @@ def run(
         say=_say,
     )
     try:
-        session = run_session(Request(suite, profile, seeds, only, devices), folders, mode, workers, frontend)
+        session = run_session(Request(suite, profile, seeds, only, devices, data), folders, mode, workers, frontend)
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -135,6 +137,7 @@ def ablate(
     only: Only = None,
     workers: Workers = None,
     devices: Devices = None,
+    data: DataNames = None,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -145,7 +148,7 @@ def ablate(
     track: Track = True,
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
-    run(suite, profile, seeds, only, workers, devices, mode, runs, cache, mlruns, results, quiet, as_json, track)
+    run(suite, profile, seeds, only, workers, devices, data, mode, runs, cache, mlruns, results, quiet, as_json, track)
 
 
 @inspect_app.command("search")
@@ -290,6 +293,7 @@ def plan(
     only: Only = None,
     workers: Workers = None,
     devices: Devices = None,
+    data: DataNames = None,
     runs: Runs = RUNS,
     cache: Cache = CACHE,
     as_json: AsJson = False,
@@ -300,7 +304,7 @@ def plan(
     from flr_bench.runner.store import Store
 
     store = Store(runs)
-    planned = Request(suite, profile, seeds, only, devices).plan(cache)
+    planned = Request(suite, profile, seeds, only, devices, data).plan(cache)
     count = workers or planned.profile.workers
     typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
 

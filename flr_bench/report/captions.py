@@ -19,8 +19,15 @@ def caption(view: SuiteView, data: str) -> str:
         f"seeds {', '.join(str(seed) for seed in view.record.get('seeds', []))} (methods without randomness run once)",
         *_limits(settings),
         *_budgets(settings.get("budgets")),
+        *remarks(view, data),
     ]
     return "; ".join(parts) + "."
+
+
+def remarks(view: SuiteView, data: str) -> tuple[str, ...]:
+    """What the data's source must tell every reader, for example that train was rebuilt from histories."""
+    source = _manifest_of(view, data).get("source") or {}
+    return tuple(str(remark).rstrip(".") for remark in source.get("remarks") or ())
 
 
 def test_counts(view: SuiteView, data: str) -> str:
@@ -57,13 +64,18 @@ def _counts(cell: Cell) -> tuple[int, int]:
 
 def _split_of(view: SuiteView, data: str) -> Any:
     """The data's own split: a profile may use several, none of them the suite's."""
-    manifest = (view.record.get("data_manifests") or {}).get(data) or {}
-    return (manifest.get("recipe") or {}).get("split") or view.settings.get("split")
+    return (_manifest_of(view, data).get("recipe") or {}).get("split") or view.settings.get("split")
+
+
+def _manifest_of(view: SuiteView, data: str) -> dict[str, Any]:
+    return (view.record.get("data_manifests") or {}).get(data) or {}
 
 
 def _split(split: Any) -> str:
     if not isinstance(split, dict):
         return str(split or "?")
+    if split.get("name") == "given":
+        return "given by the source"
     rest = ", ".join(f"{key} {_short(value)}" for key, value in sorted(split.items()) if key != "name")
     return f"{split.get('name', '?')} ({rest})" if rest else str(split.get("name", "?"))
 

@@ -46,6 +46,7 @@ class Request:
         seeds: ``--seeds``, or ``None`` for the suite's own.
         only: ``--only``: methods or labels separated by commas, or ``None`` for all.
         devices: ``--devices``: processes, each with a device, that compute one cell; ``None`` for the profile's.
+        data: ``--data``: data sets separated by commas, or ``None`` for the suite's own.
     """
 
     suite: str
@@ -53,6 +54,7 @@ class Request:
     seeds: str | None = None
     only: str | None = None
     devices: int | None = None
+    data: str | None = None
 
     def plan(self, cache: Path) -> Plan:
         """Find, read and plan the suite.
@@ -62,7 +64,10 @@ class Request:
         """
         only = tuple(name.strip() for name in self.only.split(",")) if self.only is not None else None
         selection = Selection(parse_seeds(self.seeds) if self.seeds is not None else None, only, self.devices)
-        return make_plan(load_suite(find_suite(self.suite)), self.profile, cache, selection)
+        file = load_suite(find_suite(self.suite))
+        if self.data is not None:
+            file = file.with_data(name.strip() for name in self.data.split(","))
+        return make_plan(file, self.profile, cache, selection)
 
 
 @dataclass(frozen=True, eq=False)

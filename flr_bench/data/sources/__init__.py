@@ -96,6 +96,8 @@ class Source(ABC):
         license: terms of use, as one line.
         citation: where it comes from, as one line.
         embedded: whether it needs no path.
+        brings_split: whether it brings examples of train, valid and test itself
+            (:attr:`flr_bench.data.coded.CodedData.given`); filters and splits then do not apply.
         Options: what ``--option NAME=VALUE`` may set, each field with a description.
     """
 
@@ -103,6 +105,7 @@ class Source(ABC):
     license: ClassVar[str]
     citation: ClassVar[str]
     embedded: ClassVar[bool] = False
+    brings_split: ClassVar[bool] = False
     Options: ClassVar[type[Params]] = NoOptions
 
     def __init__(self, path: Path | None = None, options: Params | None = None) -> None:
@@ -122,7 +125,7 @@ class Source(ABC):
 
     @property
     def path(self) -> Path | None:
-        """The file or folder it was given; ``None`` if an embedded source uses its own."""
+        """The file or folder that is read; ``None`` where an embedded source finds it itself."""
         return self._path
 
     @abstractmethod
