@@ -21,6 +21,7 @@ from flr_bench.commands.options import (
     RUNS,
     AsJson,
     Cache,
+    DataNames,
     Devices,
     MethodName,
     Mlruns,
@@ -35,6 +36,7 @@ from flr_bench.commands.options import (
     Track,
     Workers,
 )
+from flr_bench.commands.score import score
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ inspect_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(inspect_app, name="inspect")
+app.command()(score)
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -95,6 +98,7 @@ def run(
     only: Only = None,
     workers: Workers = None,
     devices: Devices = None,
+    data: DataNames = None,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -117,7 +121,7 @@ def run(
         say=_say,
     )
     try:
-        session = run_session(Request(suite, profile, seeds, only, devices), folders, mode, workers, frontend)
+        session = run_session(Request(suite, profile, seeds, only, devices, data), folders, mode, workers, frontend)
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -135,6 +139,7 @@ def ablate(
     only: Only = None,
     workers: Workers = None,
     devices: Devices = None,
+    data: DataNames = None,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -145,7 +150,7 @@ def ablate(
     track: Track = True,
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
-    run(suite, profile, seeds, only, workers, devices, mode, runs, cache, mlruns, results, quiet, as_json, track)
+    run(suite, profile, seeds, only, workers, devices, data, mode, runs, cache, mlruns, results, quiet, as_json, track)
 
 
 @inspect_app.command("search")
@@ -290,6 +295,7 @@ def plan(
     only: Only = None,
     workers: Workers = None,
     devices: Devices = None,
+    data: DataNames = None,
     runs: Runs = RUNS,
     cache: Cache = CACHE,
     as_json: AsJson = False,
@@ -300,7 +306,7 @@ def plan(
     from flr_bench.runner.store import Store
 
     store = Store(runs)
-    planned = Request(suite, profile, seeds, only, devices).plan(cache)
+    planned = Request(suite, profile, seeds, only, devices, data).plan(cache)
     count = workers or planned.profile.workers
     typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
 

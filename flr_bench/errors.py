@@ -24,12 +24,12 @@ class UsageError(FlrBenchError):
 class UnknownNameError(UsageError):
     """A name that nothing is registered under; the message lists the nearest ones."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        """Say what was asked for and what is known."""
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, remedy: str = "") -> None:
+        """Say what was asked for, what is known, and what else can be done."""
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-        super().__init__(f"unknown {kind} '{name}': {hint}")
+        super().__init__(f"unknown {kind} '{name}': {hint}" + (f"; {remedy}" if remedy else ""))
 
 
 class DataError(FlrBenchError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,10 +26,29 @@ def complete_method(incomplete: str) -> list[str]:
 
 
 def complete_data(incomplete: str) -> list[str]:
-    """Data sets whose names begin so."""
+    """Data sets whose names begin so, imported ones of the cache in this folder among them.
+
+    Of a list separated by commas the last is completed.
+    """
+    from flr_bench.data.imports import dataset_names
+
+    before, comma, last = incomplete.rpartition(",")
+    cache = Path(os.environ.get("FLR_BENCH_CACHE") or CACHE)
+    return [f"{before}{comma}{name}" for name in dataset_names(cache) if name.startswith(last)]
+
+
+def complete_source(incomplete: str) -> list[str]:
+    """Kinds of sources that read a path, whose names begin so."""
     from flr_bench.registry import SOURCES
 
-    return [name for name in SOURCES.names() if name.startswith(incomplete)]
+    return [name for name, source in SOURCES if name.startswith(incomplete) and not source.embedded]
+
+
+def complete_download(incomplete: str) -> list[str]:
+    """Public downloads whose names begin so."""
+    from flr_bench.data.downloads import all_downloads
+
+    return [name for name in all_downloads() if name.startswith(incomplete)]
 
 
 Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
@@ -43,6 +63,17 @@ SuiteName = Annotated[
 ]
 MethodName = Annotated[str, typer.Argument(autocompletion=complete_method)]
 DataName = Annotated[str, typer.Argument(autocompletion=complete_data)]
+DataNames = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Data sets in place of the suite's, separated by commas; tables under SUITE-DATA.",
+        autocompletion=complete_data,
+    ),
+]
+SourceName = Annotated[
+    str, typer.Option("--source", help="What kind of files they are.", autocompletion=complete_source)
+]
 ProfileName = Annotated[str, typer.Option("--profile", help="How large: a profile of the suite, e.g. cpu, gpu, paper.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or the seeds themselves: 0,1,2.")]
 Only = Annotated[str | None, typer.Option("--only", help="Methods or labels to run, separated by commas.")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,8 @@ class CodedData:
         remarks: what a reader of any table made of this data must be told, one sentence each.
         counts: what reading left out or changed, by a name that says it (``interactions_without_item``,
             ``titles_changed``).
+        times: what ``timestamps`` are: real ``seconds``, or the ``order of rows`` where a source has no
+            times; statistics that need times are then not real.
     """
 
     users: Int32s
@@ -57,6 +59,7 @@ class CodedData:
     given: Mapping[str, Examples] | None = None
     remarks: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    times: Literal["seconds", "order of rows"] = "seconds"
 
     def __len__(self) -> int:
         """Number of interactions."""

@@ -1,14 +1,12 @@
-"""Prepared data: the on-disk form (parquet and a manifest) and what methods receive from it."""
+"""Prepared data: from a source's rows to what methods receive, kept on disk under its recipe."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +14,15 @@ import numpy as np
 
 from flr_bench.data.coded import CodedData, code
 from flr_bench.data.filtering import FilterParams
-from flr_bench.data.recipes import derive
+from flr_bench.data.given import derive_given
+from flr_bench.data.leakage import leakage_report
+from flr_bench.data.recipes import Derived, derive
 from flr_bench.data.sources import RawData, Source
-from flr_bench.data.splitting import (
-    PARTS,
-    TEST,
-    TRAIN,
-    VALID,
-    Int8s,
-    SplitParams,
-    make_examples,
-    spread_over_users,
-)
-from flr_bench.errors import DamagedFileError, DataError, FlrBenchError
-from flr_bench.interface import Catalog, Examples, Int64s, Interactions, Split
+from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples, spread_over_users
+from flr_bench.data.statistics import statistics
+from flr_bench.data.storage import canonical, load, save
+from flr_bench.errors import DataError
+from flr_bench.interface import Catalog, Examples, Interactions, Split
 from flr_bench.registry import SOURCES
 
 if TYPE_CHECKING:
@@ -37,10 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["REVISION", "FilterParams", "PreparedData", "SplitParams", "build", "describe", "prepare"]
 
-REVISION = 1
-"""Bumped whenever the same source and recipe give other prepared data; part of the folder's name."""
+REVISION = 2
+"""Bumped whenever the same source and recipe give other prepared data or files; part of the folder's name."""
 
-_FILES = ("catalog.parquet", "users.parquet", "interactions.parquet")
+GIVEN = "given"
+"""The split's name in the recipe of data that bring their own examples."""
+
 _SELECTION_SEED = 0
 
 
@@ -49,19 +44,36 @@ class PreparedData:
     """A data set, filtered, ordered and split.
 
     Attributes:
-        catalog: all items that have an interaction after filtering, in the source's order.
-        user_keys: the source's key of each user.
-        all_interactions: every interaction in the order of time, all parts.
+        all_interactions: every interaction in the order of time, all parts; of data that bring their
+            own examples the training interactions.
         parts: ``[n]`` int8, the part of each interaction (0 train, 1 valid, 2 test).
+        examples: those of ``train``, ``valid`` and ``test`` with full histories, each over an array of
+            items that holds nothing of later parts.
+        read_catalog: what reads the catalog; it is read when somebody asks.
+        read_user_keys: what reads the users' keys.
         manifest: provenance, recipe, statistics, and ``checksum``: sha256 over the content, which
             names this data in every cell.
     """
 
-    catalog: Catalog
-    user_keys: tuple[str, ...]
     all_interactions: Interactions
     parts: Int8s
+    examples: Mapping[str, Examples]
+    read_catalog: Callable[[], Catalog]
+    read_user_keys: Callable[[], tuple[str, ...]]
     manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The items: all that have an interaction after filtering, in the source's order.
+
+        Of data that bring their own examples, all that the source lists.
+        """
+        return self.read_catalog()
+
+    @cached_property
+    def user_keys(self) -> tuple[str, ...]:
+        """The source's key of each user."""
+        return self.read_user_keys()
 
     @cached_property
     def interactions(self) -> Interactions:
@@ -69,20 +81,20 @@ class PreparedData:
         rows, every = np.flatnonzero(self.parts == TRAIN), self.all_interactions
         return Interactions(every.users[rows], every.items[rows], every.timestamps[rows])
 
-    @cached_property
+    @property
     def train(self) -> Examples:
         """Train examples with full histories."""
-        return make_examples(self.all_interactions, self.parts, TRAIN)
+        return self.examples["train"]
 
-    @cached_property
+    @property
     def valid(self) -> Examples:
         """Valid examples with full histories (train interactions included)."""
-        return make_examples(self.all_interactions, self.parts, VALID)
+        return self.examples["valid"]
 
-    @cached_property
+    @property
     def test(self) -> Examples:
         """Test examples with full histories (train and valid interactions included)."""
-        return make_examples(self.all_interactions, self.parts, TEST)
+        return self.examples["test"]
 
     @property
     def checksum(self) -> str:
@@ -132,7 +144,7 @@ def prepare(
     *,
     source: Source | None = None,
 ) -> PreparedData:
-    """Prepare a data set, or read it if that was done before.
+    """Prepare a data set, or open it if that was done before.
 
     The result lies in ``cache/data/<hash>/``, the hash taken over the source's checksum and the
     recipe.  The folder is made under another name and renamed: it is there whole or not at all.
@@ -140,8 +152,10 @@ def prepare(
     Args:
         name: a registered data set.
         cache: the cache folder.
-        filters: which interactions stay; by default all.
-        split: how they are split; by default ``global_temporal`` 80/10/10.
+        filters: which interactions stay; by default all.  Not applied to a source that brings its
+            own examples.
+        split: how they are split; by default ``global_temporal`` 80/10/10.  Data that bring their own
+            examples keep those.
         source: an instance to use instead of the registered class's default one.
 
     Raises:
@@ -152,22 +166,28 @@ def prepare(
     """
     filters, split = filters or FilterParams(), split or SplitParams()
     source = source if source is not None else SOURCES.get(name)()
-    recipe = {
+    own = bool(getattr(source, "brings_split", False))
+    recipe: dict[str, Any] = {
         "revision": REVISION,
         "source": {"name": name, "checksum": source.checksum()},
-        "filters": filters.model_dump(mode="json"),
-        "split": split.recipe(),
+        "filters": {} if own else filters.model_dump(mode="json"),
+        "split": {"name": GIVEN} if own else split.recipe(),
     }
-    folder = cache / "data" / hashlib.sha256(_canonical(recipe)).hexdigest()[:20]
+    folder = cache / "data" / hashlib.sha256(canonical(recipe)).hexdigest()[:20]
     if not folder.is_dir():
         data = build(name, source.read(), filters, split)
         about = {"title": source.title, "license": source.license, "citation": source.citation}
-        _save(data, folder, {"recipe": recipe, "source": {**recipe["source"], **about}})  # type: ignore[dict-item]
-    return _load(folder)
+        save(data, folder, {**data.manifest, "recipe": recipe, "source": {**recipe["source"], **about}})
+    stored = load(folder)
+    log, parts = stored.log()
+    return PreparedData(log, parts, stored.examples(), stored.catalog(), stored.user_keys(), stored.manifest)
 
 
 def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: SplitParams) -> PreparedData:
     """Filter, order and split raw data, in memory.
+
+    Data that bring their own examples are neither filtered nor split
+    (:func:`flr_bench.data.given.derive_given`).
 
     Args:
         name: the data set's name, for messages.
@@ -179,22 +199,27 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
         DataError: the tables cannot be used, nothing is left, or a part has no examples.
     """
     coded = raw if isinstance(raw, CodedData) else code(raw)
-    derived = derive(coded, filters, split)
-    user_keys = coded.user_keys.to_pylist()
+    derived = derive(coded, filters, split) if coded.given is None else derive_given(coded, split)
+    log, parts = derived.log, derived.parts
     data = PreparedData(
-        catalog=_catalog(derived.catalog),
-        user_keys=tuple(user_keys[user] for user in derived.users),
-        all_interactions=derived.log,
-        parts=derived.parts,
+        log,
+        parts,
+        derived.examples or {part: make_examples(log, parts, number) for number, part in enumerate(PARTS)},
+        partial(_catalog, derived.catalog),
+        partial(_texts, coded.user_keys.take(derived.users)),
     )
     _refuse_empty(data, name, split)
-    removed = {"interactions": len(coded) - len(derived.log), "items": len(coded.catalog) - len(derived.items)}
+    removed = {"interactions": len(coded) - len(log), "items": len(coded.catalog) - len(derived.items)}
+    counted = statistics(data, own_examples=derived.examples is not None)
     manifest = {
-        "checksum": _checksum(data),
-        "statistics": {**_statistics(data), "removed": removed},
+        "checksum": _checksum(data, derived),
+        "statistics": {**counted, "removed": removed},
+        "leakage": leakage_report(data, counted["parts"]),
         "filtering": [dict(step) for step in derived.filtering],
+        "remarks": list(coded.remarks),
+        "counts": dict(coded.counts),
     }
-    return PreparedData(data.catalog, data.user_keys, data.all_interactions, data.parts, manifest)
+    return replace(data, manifest=manifest)
 
 
 def describe(data: PreparedData) -> dict[str, Any]:
@@ -208,6 +233,10 @@ def _catalog(items: pa.Table) -> Catalog:
     return Catalog(columns.pop("item"), columns.pop("title"), columns)
 
 
+def _texts(values: pa.Array) -> tuple[str, ...]:
+    return tuple(values.to_pylist())
+
+
 def _refuse_empty(data: PreparedData, name: str, split: SplitParams) -> None:
     for part in PARTS:
         if not len(getattr(data, part)):
@@ -217,176 +246,18 @@ def _refuse_empty(data: PreparedData, name: str, split: SplitParams) -> None:
             )
 
 
-def _checksum(data: PreparedData) -> str:
-    """Over values, not files: another version of the parquet writer must not rename every cell."""
+def _checksum(data: PreparedData, derived: Derived) -> str:
+    """Over values, not files: another version of the parquet writer must not rename every cell.
+
+    Examples follow from log and parts, unless a rule of their own made them: then they count too.
+    """
     total = hashlib.sha256(
-        _canonical([data.catalog.keys, data.catalog.titles, dict(data.catalog.attributes), data.user_keys])
+        canonical([data.catalog.keys, data.catalog.titles, dict(data.catalog.attributes), data.user_keys])
     )
     every = data.all_interactions
-    for column in (every.users, every.items, every.timestamps, data.parts):
-        total.update(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("<")).tobytes())
+    columns: list[Any] = [every.users, every.items, every.timestamps, data.parts]
+    for part in PARTS if derived.examples is not None else ():
+        columns += [getattr(data.examples[part], name) for name in Examples.__dataclass_fields__]
+    for column in columns:
+        total.update(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("<")).data)
     return total.hexdigest()
-
-
-def _statistics(data: PreparedData) -> dict[str, Any]:
-    every, catalog = data.all_interactions, data.catalog
-    items_per_title = np.bincount(catalog.title_of_item)
-    return {
-        "users": len(data.user_keys),
-        "items": len(catalog),
-        "interactions": len(every),
-        "density": len(every) / (len(data.user_keys) * len(catalog)),
-        "distinct_titles": len(catalog.distinct_titles),
-        "items_with_shared_title": int(items_per_title[items_per_title > 1].sum()),
-        "tie_rate": _tie_rate(every),
-        "first_timestamp": int(every.timestamps[0]),
-        "last_timestamp": int(every.timestamps[-1]),
-        "train_interactions": len(data.interactions),
-        "parts": {part: _part_statistics(data, getattr(data, part)) for part in PARTS},
-    }
-
-
-def _tie_rate(interactions: Interactions) -> float:
-    """Share of interactions that have user and timestamp in common with another."""
-    pairs = np.stack([interactions.users.astype(np.int64), interactions.timestamps])
-    _, inverse, counts = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
-    return float((counts[inverse.reshape(-1)] > 1).mean())
-
-
-def _part_statistics(data: PreparedData, examples: Examples) -> dict[str, Any]:
-    """What a reader must know before trusting a figure on this part: users, repeats, unseen items, ties."""
-    seen = np.isin(examples.targets, data.interactions.items)
-    titles = data.catalog.title_of_item
-    item_again = _targets_in_history(examples, examples.items, examples.targets)
-    title_again = _targets_in_history(examples, titles[examples.items], titles[examples.targets])
-    shared = np.bincount(titles)[titles[examples.targets]] > 1
-    lengths = examples.history_lengths
-    users = np.unique(examples.users)
-    instants = _seconds_since_previous(data.all_interactions)[examples.ids] == 0
-    return {
-        "examples": len(examples),
-        "users": len(users),
-        "users_not_in_train": int((~np.isin(users, data.interactions.users)).sum()),
-        "targets_unseen_in_train": int((~seen).sum()),
-        "targets_in_history": int(item_again.sum()),
-        "targets_title_in_history": int(title_again.sum()),
-        "targets_with_shared_title": int(shared.sum()),
-        "targets_at_time_of_last_history_item": int(instants.sum()),
-        "history_length_mean": float(lengths.mean()),
-        "history_length_median": float(np.median(lengths)),
-        "first_timestamp": int(examples.timestamps.min()),
-        "last_timestamp": int(examples.timestamps.max()),
-    }
-
-
-def _seconds_since_previous(interactions: Interactions) -> Int64s:
-    """For each interaction the time since the same user's one before; -1 for a user's first."""
-    by_user = np.argsort(interactions.users, kind="stable")
-    users, timestamps = interactions.users[by_user], interactions.timestamps[by_user]
-    since = np.full(len(users), -1, dtype=np.int64)
-    again = np.flatnonzero(users[1:] == users[:-1]) + 1
-    since[by_user[again]] = timestamps[again] - timestamps[again - 1]
-    return since
-
-
-def _targets_in_history(examples: Examples, values: Any, targets: Any) -> Any:
-    """``[n]`` bool: does the target's value occur in the history?
-
-    Histories of one user share a stretch of ``values``; a target is in its history if the value's
-    first occurrence in the stretch (the one at or after ``starts``) comes before ``stops``.
-    """
-    order = np.lexsort((np.arange(len(values)), values))
-    width = len(values) + 1
-    occurrences = values[order].astype(np.int64) * width + order
-    wanted = targets.astype(np.int64) * width + examples.starts
-    found = np.searchsorted(occurrences, wanted, side="left")
-    inside = found < len(occurrences)
-    position = occurrences[np.minimum(found, len(occurrences) - 1)] - targets.astype(np.int64) * width
-    return inside & (position >= examples.starts) & (position < examples.stops)
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _save(data: PreparedData, folder: Path, provenance: Mapping[str, Any]) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its folders are closed to other users, and a cache may be shared.
-        temporary = folder.parent / f".making-{uuid.uuid4().hex}"
-        temporary.mkdir()
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
-        _write_tables(data, temporary)
-        manifest = {**provenance, **data.manifest, "files": {name: _sha256(temporary / name) for name in _FILES}}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-        _rename(temporary, folder)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _rename(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.replace(folder)
-    except OSError:
-        # Another process was faster and made the same content; any other reason is an error.
-        if not folder.is_dir():
-            raise
-
-
-def _unwritable(folder: Path, error: OSError) -> FlrBenchError:
-    reason = error.strerror or str(error)
-    return FlrBenchError(f"cannot write prepared data to {folder}: {reason}; choose another cache folder or free space")
-
-
-def _write_tables(data: PreparedData, folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    every, catalog = data.all_interactions, data.catalog
-    attributes = {f"attribute.{name}": list(values) for name, values in catalog.attributes.items()}
-    tables = (
-        {"key": list(catalog.keys), "title": list(catalog.titles), **attributes},
-        {"key": list(data.user_keys)},
-        {"user": every.users, "item": every.items, "timestamp": every.timestamps, "part": data.parts},
-    )
-    for name, columns in zip(_FILES, tables, strict=True):
-        pq.write_table(pa.table(columns), folder / name)
-
-
-def _load(folder: Path) -> PreparedData:
-    manifest_file = folder / "manifest.json"
-    try:
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        expected = manifest["files"]
-        altered = [name for name in _FILES if _sha256(folder / name) != expected[name]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(f"prepared data in {folder} is incomplete ({error}); delete that folder") from error
-    if altered:
-        raise DamagedFileError(f"prepared data in {folder} was altered ({', '.join(altered)}); delete that folder")
-    catalog, users, interactions = (_read_table(folder / name) for name in _FILES)
-    attributes = {
-        name.removeprefix("attribute."): tuple(catalog[name].to_pylist())
-        for name in catalog.column_names
-        if name.startswith("attribute.")
-    }
-    return PreparedData(
-        Catalog(tuple(catalog["key"].to_pylist()), tuple(catalog["title"].to_pylist()), attributes),
-        tuple(users["key"].to_pylist()),
-        Interactions(*(interactions[name].to_numpy().copy() for name in ("user", "item", "timestamp"))),
-        interactions["part"].to_numpy().copy(),
-        manifest,
-    )
-
-
-def _read_table(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,8 +19,32 @@ def caption(view: SuiteView, data: str) -> str:
         f"seeds {', '.join(str(seed) for seed in view.record.get('seeds', []))} (methods without randomness run once)",
         *_limits(settings),
         *_budgets(settings.get("budgets")),
+        *remarks(view, data),
+        *_external(view, data),
     ]
     return "; ".join(parts) + "."
+
+
+def _external(view: SuiteView, data: str) -> list[str]:
+    """Where the rankings of external rows come from."""
+    shown = []
+    for row in view.rows:
+        cells = view.rank_cells(row, data) if row.is_external else []
+        made = [cell.inputs["fit"]["external"] for cell in cells]
+        said = sorted({str(fit["provenance"]) for fit in made if fit["provenance"]})
+        sums = ", ".join(str(fit["sha256"])[:12] for fit in made)
+        shown += [f"{row.label} ({'; '.join([*said, f'sha256 {sums}'])})"] if made else []
+    if not shown:
+        return []
+    return [
+        f"external rows were ranked by other code on the exported examples and only measured here: {', '.join(shown)}"
+    ]
+
+
+def remarks(view: SuiteView, data: str) -> tuple[str, ...]:
+    """What the data's source must tell every reader, for example that train was rebuilt from histories."""
+    source = _manifest_of(view, data).get("source") or {}
+    return tuple(str(remark).rstrip(".") for remark in source.get("remarks") or ())
 
 
 def test_counts(view: SuiteView, data: str) -> str:
@@ -33,8 +57,10 @@ def test_counts(view: SuiteView, data: str) -> str:
 def missing_notes(view: SuiteView, data: str) -> tuple[str, ...]:
     """One line that counts the missing cells and one per recorded failure."""
     missing = [(row, seed, cell) for row, where, seed, cell in view.missing() if where == data]
+    # Data that the suite was not run on has no table of its own: every table tells of it.
+    others = tuple(text for where, text in view.record.get("left_out") or () if where == data or where not in view.data)
     if not missing:
-        return ()
+        return others
     planned = sum(len(row.seeds(data)) for row in view.rows)
     lines = [
         f"{len(missing)} of {planned} rankings are missing: '{GAP} (found/planned)' stands where a seed is absent; "
@@ -48,7 +74,7 @@ def missing_notes(view: SuiteView, data: str) -> tuple[str, ...]:
             if e is not None
         ]
         lines += [f"{row.label}, seed {seed}: {errors[0]}"] if errors else []
-    return tuple(lines)
+    return (*lines, *others)
 
 
 def _counts(cell: Cell) -> tuple[int, int]:
@@ -57,13 +83,18 @@ def _counts(cell: Cell) -> tuple[int, int]:
 
 def _split_of(view: SuiteView, data: str) -> Any:
     """The data's own split: a profile may use several, none of them the suite's."""
-    manifest = (view.record.get("data_manifests") or {}).get(data) or {}
-    return (manifest.get("recipe") or {}).get("split") or view.settings.get("split")
+    return (_manifest_of(view, data).get("recipe") or {}).get("split") or view.settings.get("split")
+
+
+def _manifest_of(view: SuiteView, data: str) -> dict[str, Any]:
+    return (view.record.get("data_manifests") or {}).get(data) or {}
 
 
 def _split(split: Any) -> str:
     if not isinstance(split, dict):
         return str(split or "?")
+    if split.get("name") == "given":
+        return "given by the source"
     rest = ", ".join(f"{key} {_short(value)}" for key, value in sorted(split.items()) if key != "name")
     return f"{split.get('name', '?')} ({rest})" if rest else str(split.get("name", "?"))
 

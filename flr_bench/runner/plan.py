@@ -176,25 +176,35 @@ class PreparedRef:
 
 
 def prepare_data(file: SuiteFile, profile: Profile, cache: Path) -> list[PreparedRef]:
-    """Prepare the suite's data sets, each under each of its splits.
+    """Prepare the suite's data sets, each under each of its splits, or as it is if it brings its own.
 
     Raises:
-        UsageError: a data set is unknown; names file and line.
+        UsageError: a data set is unknown, or the suite filters one that brings its own examples; names
+            file and line.
         DataError: a source cannot be used, or a split is empty.
     """
-    from flr_bench.data.prepared import prepare
+    from flr_bench.data.imports import open_dataset
+    from flr_bench.data.prepared import FilterParams, prepare
 
     suite = file.suite
     out = []
-    splits = profile.splits or (suite.split,)
     for index, name in enumerate(suite.data):
+        try:
+            dataset = open_dataset(name, cache)
+        except UsageError as error:
+            raise file.error(("data", index), str(error)) from error
+        if dataset.brings_split and suite.filters != FilterParams():
+            raise file.error(
+                ("filters",), f"{name} brings its own examples, which cannot be filtered; leave out filters or {name}"
+            )
+        # Data that bring their own split are there once, whatever splits the suite or its profile name.
+        splits = (suite.split,) if dataset.brings_split else profile.splits or (suite.split,)
         for split in splits:
-            try:
-                data = prepare(name, cache, suite.filters, split)
-            except UnknownNameError as error:
-                raise file.error(("data", index), str(error)) from error
+            data = prepare(name, cache, suite.filters, split)
             key = name if split is splits[0] else f"{name} ({split.name})"
             recipe = {"filters": suite.filters.model_dump(mode="json"), "split": split.model_dump(mode="json")}
+            if dataset.brings_split:
+                recipe["split"] = {"name": "given"}
             ref = DataRef(key=key, name=name, checksum=data.checksum, **recipe)
             out.append(PreparedRef(ref, data.manifest))
     return out

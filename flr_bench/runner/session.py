@@ -46,6 +46,7 @@ class Request:
         seeds: ``--seeds``, or ``None`` for the suite's own.
         only: ``--only``: methods or labels separated by commas, or ``None`` for all.
         devices: ``--devices``: processes, each with a device, that compute one cell; ``None`` for the profile's.
+        data: ``--data``: data sets separated by commas, or ``None`` for the suite's own.
     """
 
     suite: str
@@ -53,6 +54,7 @@ class Request:
     seeds: str | None = None
     only: str | None = None
     devices: int | None = None
+    data: str | None = None
 
     def plan(self, cache: Path) -> Plan:
         """Find, read and plan the suite.
@@ -62,7 +64,10 @@ class Request:
         """
         only = tuple(name.strip() for name in self.only.split(",")) if self.only is not None else None
         selection = Selection(parse_seeds(self.seeds) if self.seeds is not None else None, only, self.devices)
-        return make_plan(load_suite(find_suite(self.suite)), self.profile, cache, selection)
+        file = load_suite(find_suite(self.suite))
+        if self.data is not None:
+            file = file.with_data(name.strip() for name in self.data.split(","))
+        return make_plan(file, self.profile, cache, selection)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +202,9 @@ def _stamp(session: Session, results: Path) -> dict[str, Any]:
     cells = closure(cell for row in session.plan.rows for cell in row.cells.values())
     present = sorted(cell.hash for cell in cells if cell.hash in session.store)
     failures = session.store.failures(cell.hash for cell in cells)
-    content = canonical_json([session.plan.record(), present, failures])
+    external = session.store.external_path(session.plan.file.suite.version, session.plan.profile_name)
+    # Only where there are such rows: what was written before there could be any stays current.
+    others = [read_json(external)] if external.is_file() else []
+    content = canonical_json([session.plan.record(), present, failures, *others])
     where = results.resolve() / tables_folder(session)
     return {"results": str(where), "content": hashlib.sha256(content.encode()).hexdigest()}

@@ -168,14 +168,18 @@ class SuiteFile:
         suite: the validated content.
         path: the file.
         lines: line (from 1) of every field, by its path of keys and indices.
+        replaced: fields that the command line gave in place of the file.
     """
 
     suite: Suite
     path: Path
     lines: Mapping[Location, int] = field(repr=False)
+    replaced: frozenset[str] = frozenset()
 
     def error(self, where: Location, message: str) -> UsageError:
-        """An error that names file, line and field."""
+        """An error that names file, line and field, or the option that took the field's place."""
+        if where and where[0] in self.replaced:
+            return UsageError(f"--{where[0]}: {message}")
         return UsageError(f"{self.path}:{line_of(self.lines, where)}: {dotted(where)}: {message}")
 
     def profile(self, name: str) -> Profile:
@@ -198,6 +202,27 @@ class SuiteFile:
         changed = found.model_copy(update={"devices": devices, "workers": 1 if devices > 1 else found.workers})
         suite = self.suite.model_copy(update={"profiles": {**self.suite.profiles, profile: changed}})
         return replace(self, suite=suite)
+
+    def with_data(self, names: Iterable[str]) -> SuiteFile:
+        """The suite on other data sets, under a version of its own, so that neither's tables replace the other's.
+
+        ``smoke@1`` on the data set ``cds`` is ``smoke-cds@1``.
+
+        Raises:
+            UsageError: no name, or one given twice.
+        """
+        data = tuple(names)
+        if not all(data) or not data:
+            raise UsageError("--data: expected names of data sets, separated by commas")
+        twice = sorted({name for name in data if data.count(name) > 1})
+        if twice:
+            raise UsageError(f"--data: '{twice[0]}' is given twice")
+        if data == self.suite.data:
+            return self
+        name, _, number = self.suite.version.partition("@")
+        version = re.sub(r"[^A-Za-z0-9_-]", "-", "-".join([name, *data])) + f"@{number}"
+        suite = self.suite.model_copy(update={"data": data, "version": version})
+        return replace(self, suite=suite, replaced=self.replaced | {"data"})
 
     def check(self, model: type[Model], value: Mapping[str, Any], where: Iterable[Location]) -> Model:
         """Validate parameters that may come from several places of the file.

@@ -249,7 +249,7 @@ class Workshop:
             return dict(cost.figures)
         evaluation = evaluate(ranking, examples, split.catalog, cell.ks, split.interactions)
         evaluation.per_example.to_parquet(folder / "per_example.parquet", index=False)
-        _write_ranking(folder / "ranking.parquet", examples, ranking)
+        write_ranking(folder / "ranking.parquet", examples, ranking)
         if ranking.traces is not None:
             write_traces(folder / "thoughts.parquet", examples, ranking.traces)
         return {
@@ -264,7 +264,8 @@ class Workshop:
         from flr_bench.data.prepared import FilterParams, SplitParams, prepare
 
         if ref.checksum not in self._data:
-            data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), SplitParams(**ref.split))
+            split = None if ref.split == {"name": "given"} else SplitParams(**ref.split)
+            data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), split)
             if data.checksum != ref.checksum:
                 raise FlrBenchError(f"the data of {ref.name} changed while the suite was running; start it again")
             self._data[ref.checksum] = data
@@ -554,7 +555,8 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
+def write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
+    """Write ``ranking.parquet``: per example its id, items, scores and the ranking's own figures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

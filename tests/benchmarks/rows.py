@@ -167,9 +167,13 @@ def task(name: str, work: Workload) -> Task:
         )
     thought = name == "ranking_thought"
     plain = partial(ways.plain_ranking, work, thought=thought)
+
+    def compare_beams(engine: ways.Top, plain: ways.Top) -> ways.Agreement:
+        return ways.compare_beams(engine, ways.engine_ranking_as_published(work, thought=thought), plain, exactly)
+
     # Scores are kept for the comparison only: they would count as memory.
     return Task(
-        partial(ways.engine_ranking, work, thought=thought), plain, compare, checked=partial(plain, scores=True)
+        partial(ways.engine_ranking, work, thought=thought), plain, compare_beams, checked=partial(plain, scores=True)
     )
 
 

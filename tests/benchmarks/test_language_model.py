@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.benchmarks.command import TARGETS, cells, markdown, options, plain_table, specs_of, write
-from tests.benchmarks.language_model import Step, Top, compare_rankings, compare_steps
+from tests.benchmarks.language_model import Step, Top, compare_beams, compare_rankings, compare_steps
 from tests.benchmarks.measuring import floating_point_operations, peak_memory
 from tests.benchmarks.rows import NAMES, Effort, Spec, measure
 from tests.benchmarks.workloads import Place, Shape, Workload, make
@@ -52,6 +53,18 @@ def test_disagreement_is_seen() -> None:
     assert compare_rankings(Top(titles, scores), Top(titles, scores), exactly=True).agree
     assert not compare_rankings(Top(titles, scores), Top(titles[:, ::-1], scores), exactly=True).agree
     assert not compare_rankings(Top(titles, scores), Top(titles, scores * 1.001), exactly=True).agree
+
+
+def test_a_beam_search_may_keep_what_generate_drops_but_find_nothing_worse() -> None:
+    plain = Top(np.array([[4, 2]]), np.array([[-1.0, -2.0]]))
+    assert compare_beams(plain, plain, plain, exactly=True).agree
+    kept = Top(np.array([[4, 7]]), np.array([[-1.0, -1.5]]))
+    agreement = compare_beams(kept, plain, plain, exactly=True)
+    assert agreement.agree
+    assert "1 that generate drops are better" in agreement.what
+    assert not compare_beams(plain, plain, kept, exactly=True).agree
+    assert not compare_beams(Top(np.array([[4, 7]]), np.array([[-1.0, -2.5]])), plain, plain, exactly=True).agree
+    assert not compare_beams(Top(np.array([[4, 2]]), np.array([[-1.0, -1.5]])), plain, plain, exactly=True).agree
 
 
 def test_first_row_of_each_name_is_the_reference() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flr_bench.data.coded import CodedData
+    from flr_bench.data.layout import FileLayout
 
 INTERACTION_COLUMNS = ("user", "item", "timestamp")
 ITEM_COLUMNS = ("item", "title")
@@ -95,6 +96,8 @@ class Source(ABC):
         license: terms of use, as one line.
         citation: where it comes from, as one line.
         embedded: whether it needs no path.
+        brings_split: whether it brings examples of train, valid and test itself
+            (:attr:`flr_bench.data.coded.CodedData.given`); filters and splits then do not apply.
         Options: what ``--option NAME=VALUE`` may set, each field with a description.
     """
 
@@ -102,6 +105,7 @@ class Source(ABC):
     license: ClassVar[str]
     citation: ClassVar[str]
     embedded: ClassVar[bool] = False
+    brings_split: ClassVar[bool] = False
     Options: ClassVar[type[Params]] = NoOptions
 
     def __init__(self, path: Path | None = None, options: Params | None = None) -> None:
@@ -119,6 +123,11 @@ class Source(ABC):
         self._path = path
         self.options = options if options is not None else self.Options()
 
+    @property
+    def path(self) -> Path | None:
+        """The file or folder that is read; ``None`` where an embedded source finds it itself."""
+        return self._path
+
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files that reading takes into account, in a fixed order.
@@ -134,6 +143,14 @@ class Source(ABC):
         Raises:
             MissingDependencyError, DataError: the files are not there or not what they should be.
         """
+
+    def tables(self) -> tuple[FileLayout, ...]:
+        """What the files look like, for ``flr-bench data check``; nothing to say by default.
+
+        Raises:
+            DataError: the files cannot be told apart.
+        """
+        return ()
 
     def checksum(self) -> str:
         """Sha256 (hexadecimal) over the source's files; prepared data is kept under it.
