@@ -32,6 +32,7 @@ __all__ = [
     "noted_times",
     "parse_times",
     "ratings_of",
+    "shown",
 ]
 
 Untitled = Literal["drop", "key", "refuse"]
@@ -336,7 +337,7 @@ def _numbers_of_text(column: Any, where: Place) -> tuple[Any, TimeUnit]:
             continue
     row = first_bad_time(column)
     raise DataError(
-        f"{where(row)}: '{column[row].as_py()}' is not a time like the others; "
+        f"{where(row)}: '{shown(column[row].as_py())}' is not a time like the others; "
         "write seconds since 1970 or ISO 8601 (2018-10-01T12:30:00) in all rows"
     )
 
@@ -400,6 +401,12 @@ def _refuse_impossible_times(seconds: Int64s, where: Place, now: float) -> None:
         )
 
 
+def shown(text: str) -> str:
+    """A piece of a file for a message of one line: at most 80 characters, none that breaks the line."""
+    piece = text[:80].encode("utf-8", "backslashreplace").decode()
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in piece)
+
+
 def _date(seconds: int) -> str:
     return str(np.datetime64(seconds, "s")).replace("T", " ")
 
@@ -454,8 +461,8 @@ def _one_row_per_item(
     if len(other):
         one, two = int(chosen[slot[items[other[0]]]]), int(other[0])
         raise DataError(
-            f"{where(int(rows[two]))}: the item has the title '{titles[two].as_py()}', but at "
-            f"{where(int(rows[one]))} it is '{titles[one].as_py()}'; keep one title per item"
+            f"{where(int(rows[two]))}: the item has the title '{shown(titles[two].as_py())}', but at "
+            f"{where(int(rows[one]))} it is '{shown(titles[one].as_py())}'; keep one title per item"
         )
     return chosen, titles.take(pa.array(chosen))
 
@@ -476,8 +483,8 @@ def _with_unlisted(
     notes.count("items_not_listed", len(unlisted))
     if untitled == "refuse":
         raise DataError(
-            f"{origin}: {len(unlisted)} items of interactions are not in the list of items, '{keys[0].as_py()}' for "
-            "one; add them, or choose 'untitled=drop' or 'untitled=key'"
+            f"{origin}: {len(unlisted)} items of interactions are not in the list of items, "
+            f"'{shown(keys[0].as_py())}' for one; add them, or choose 'untitled=drop' or 'untitled=key'"
         )
     if untitled == "key":
         blank = pa.array([""] * len(keys), pa.string())
@@ -498,7 +505,8 @@ def _refuse_decimal_keys(keys: Any, catalog: pa.Table, origin: str) -> None:
         and pc.any(pc.is_in(pc.replace_substring_regex(decimal, r"\.0$", ""), _text(catalog["item"]))).as_py()
     ):
         raise DataError(
-            f"{origin}: interactions name the item '{decimal[0].as_py()}' where the list of items has it without '.0'; "
+            f"{origin}: interactions name the item '{shown(decimal[0].as_py())}' "
+            "where the list of items has it without '.0'; "
             "write the ids as text or whole numbers (pandas makes them decimal where values are missing)"
         )
 
@@ -521,7 +529,7 @@ def _with_titles(
     key = catalog["item"][int(np.flatnonzero(blank)[0])].as_py()
     if untitled == "refuse":
         raise DataError(
-            f"{origin}: {number} items have no title, '{key}' for one; add titles, or choose 'untitled=drop' or "
+            f"{origin}: {number} items have no title, '{shown(key)}' for one; add titles, or choose 'untitled=drop' or "
             "'untitled=key'"
         )
     if untitled == "key":
@@ -534,10 +542,11 @@ def _with_titles(
 
 
 def _nothing_matches(keys: Any, catalog: pa.Table, origin: str) -> DataError:
-    known = f"the list has '{catalog['item'][0].as_py()}'" if len(catalog) else "no item has a title"
+    known = f"the list has '{shown(catalog['item'][0].as_py())}'" if len(catalog) else "no item has a title"
     return DataError(
         f"{origin}: no interaction is left, for none of its items is in the list of items with a title "
-        f"(interactions have '{keys[0].as_py()}', {known}); check that both use the same ids, or choose 'untitled=key'"
+        f"(interactions have '{shown(keys[0].as_py())}', {known}); "
+        "check that both use the same ids, or choose 'untitled=key'"
     )
 
 

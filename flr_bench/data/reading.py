@@ -21,7 +21,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
@@ -35,6 +35,7 @@ from flr_bench.data.assembly import (
     noted_times,
     parse_times,
     ratings_of,
+    shown,
 )
 from flr_bench.errors import DamagedFileError, DataError
 
@@ -62,6 +63,7 @@ __all__ = [
     "read_delimited",
     "read_json_lines",
     "read_parquet",
+    "shown",
     "sniff",
 ]
 
@@ -200,8 +202,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about a name that is not there: what it may have been, and what is there."""
     lower = {other.lower(): other for other in known}
     near = [lower[match] for match in difflib.get_close_matches(name.lower(), list(lower), n=2, cutoff=0.5)]
-    there = f"there: {', '.join(known)}" if known else "there are none"
-    return f"did you mean {' or '.join(repr(other) for other in near)}? ({there})" if near else there
+    there = f"there: {', '.join(map(shown, known[:30]))}" if known else "there are none"
+    return f"did you mean {' or '.join(repr(shown(other)) for other in near)}? ({there})" if near else there
 
 
 def sniff(
@@ -376,9 +378,10 @@ def place_of(path: Readable, layout: Layout) -> Place:
     """A function that finds the line of a row of a delimited file by reading the file up to there."""
 
     def place(row: int) -> str:
-        for number, (line, _) in enumerate(_rows(path, layout)):
-            if number == row:
-                return f"{path}, line {line}"
+        with suppress(csv.Error, DataError):  # the place is for another error's message
+            for number, (line, _) in enumerate(_rows(path, layout)):
+                if number == row:
+                    return f"{path}, line {line}"
         return f"{path}, row {row + 1}"
 
     return place
@@ -501,7 +504,7 @@ def _damaged(path: Readable, error: Exception) -> DamagedFileError:
 
 def _one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200].rstrip(" .")
+    return shown(lines[0]).rstrip(" .")
 
 
 def _beginning(path: Readable) -> bytes:
@@ -512,6 +515,7 @@ def _beginning(path: Readable) -> bytes:
 def _encoding(path: Readable, start: bytes, asked: str | None) -> tuple[str, list[str]]:
     if asked is not None:
         try:
+            "".encode(asked)  # also refuses codecs that are no encodings of text
             name = codecs.lookup(asked).name
         except LookupError as error:
             raise DataError(
@@ -744,10 +748,16 @@ def _rows(path: Readable, layout: Layout, *, strict: bool = False) -> Iterator[t
             text.readline()
         reader = _csv_reader(text, layout.delimiter, layout.quoting, strict=strict)
         line = layout.header_lines + 1
-        for row in reader:
-            if row:
-                yield line, row
-            line = layout.header_lines + reader.line_num + 1
+        try:
+            for row in reader:
+                if row:
+                    yield line, row
+                line = layout.header_lines + reader.line_num + 1
+        except UnicodeError as error:
+            raise DataError(
+                f"{path}, line {line} or later: not written in {layout.encoding} ({_one_line(error)}); "
+                "mend the file, or name its encoding"
+            ) from error
 
 
 def _explain(path: Readable, layout: Layout, columns: Mapping[str, ColumnKind], reason: str) -> None:
@@ -770,7 +780,7 @@ def _explain(path: Readable, layout: Layout, columns: Mapping[str, ColumnKind], 
                 first_time.setdefault(name, row[index])
                 problem = _problem(row[index], kind, layout.encoding, first_time[name])
                 if problem:
-                    raise DataError(f"{path}, line {line}, column '{name}': {problem}")
+                    raise DataError(f"{path}, line {line}, column '{shown(name)}': {problem}")
     except csv.Error as error:
         raise DataError(
             f"{path}, line {line + 1} or later: {error} (a quote that is not closed, or text after a closing quote?); "
@@ -781,28 +791,28 @@ def _explain(path: Readable, layout: Layout, columns: Mapping[str, ColumnKind], 
 
 def _problem(value: str, kind: ColumnKind, encoding: str, first: str) -> str:
     """What is wrong with a value; empty if nothing is."""
-    shown = value[:80].encode("utf-8", "backslashreplace").decode()
+    piece = shown(value)
     if any("\udc80" <= character <= "\udcff" for character in value):
-        return f"'{shown}' is not written in {encoding}; write the whole file in one encoding, or name it"
+        return f"'{piece}' is not written in {encoding}; write the whole file in one encoding, or name it"
     if kind == "number" and not _is_number(value):
-        return f"'{shown}' is not a number"
+        return f"'{piece}' is not a number"
     if kind == "time":
-        return _problem_of_time(value, first, shown)
+        return _problem_of_time(value, first)
     return ""
 
 
-def _problem_of_time(value: str, first: str, shown: str) -> str:
+def _problem_of_time(value: str, first: str) -> str:
     import pyarrow as pa
 
     if not value.strip():
         return "the time is missing; fill it in or leave the row out"
     forms = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
     if not any(_readable_as(value, form) for form in forms):
-        return f"'{shown}' is not a time; write seconds since 1970 or ISO 8601 (2018-10-01T12:30:00)"
+        return f"'{shown(value)}' is not a time; write seconds since 1970 or ISO 8601 (2018-10-01T12:30:00)"
     numeric = [_readable_as(text, pa.float64()) for text in (value, first)]
     zoned = [_readable_as(text, pa.timestamp("us", "UTC")) for text in (value, first)]
     if numeric[0] != numeric[1] or zoned[0] != zoned[1]:
-        return f"the time '{shown}' is not written like the first one, '{first[:80]}'; write all in one way"
+        return f"the time '{shown(value)}' is not written like the first one, '{shown(first)}'; write all in one way"
     return ""
 
 

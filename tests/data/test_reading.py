@@ -259,7 +259,7 @@ def test_blocks_share_one_numbering(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_lines_of_errors_count_blank_lines_and_lines_within_quotes(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text('\nuser,"ti\nme"\n\na,1\n"b\nc",2\n\nd,x\n')
-    with pytest.raises(DataError, match=r"line 9, column 'ti\nme': 'x' is not a time"):
+    with pytest.raises(DataError, match=r"line 9, column 'ti\\nme': 'x' is not a time"):
         read_delimited(path, {"user": "key", "ti\nme": "time"})
 
 

@@ -21,6 +21,7 @@ from flr_bench.data.reading import (
     place_of,
     ratings_of,
     read_delimited,
+    shown,
     sniff,
 )
 from flr_bench.data.sources import Source
@@ -174,11 +175,11 @@ def _plain_names(path: Path, layout: Layout) -> Mapping[str, str]:
         name, _, kind = full.rpartition(":")
         if not name or kind not in _TYPES:
             raise DataError(
-                f"{path}: the column '{full}' has no type; a header reads 'user_id:token', with {', '.join(_TYPES)}, "
-                "its columns separated by tabs (or set 'separator')"
+                f"{path}: the column '{shown(full)}' has no type; a header reads 'user_id:token', "
+                f"with {', '.join(_TYPES)}, its columns separated by tabs (or set 'separator')"
             )
         if name in names:
-            raise DataError(f"{path} has two columns '{name}'; rename one")
+            raise DataError(f"{path} has two columns '{shown(name)}'; rename one")
         names[name] = full
     return names
 
@@ -197,4 +198,4 @@ def _title_column(path: Path, names: Sequence[str]) -> str:
     ):
         if len(found) == 1:
             return found[0]
-    raise DataError(f"{path}: no column is plainly the title (there: {', '.join(names)}); set 'title_col'")
+    raise DataError(f"{path}: no column is plainly the title (there: {', '.join(map(shown, names))}); set 'title_col'")

@@ -259,8 +259,9 @@ def test_latin_1_far_behind_the_beginning(tmp_path: Path) -> None:
 
 
 def test_asked_encoding_that_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no encoding 'latin-one'"):
-        read(tmp_path, CSV, encoding="latin-one")
+    for name in ("latin-one", "rot13", "base64"):
+        with pytest.raises(DataError, match=f"there is no encoding '{name}'"):
+            read(tmp_path, CSV, encoding=name)
     with pytest.raises(DataError, match=r"log\.csv is not written in utf-8"):
         read(tmp_path, (HEAD + "u,a,5,Café\n").encode("latin-1"), encoding="utf-8")
 
