@@ -113,6 +113,24 @@ def data_show(
         typer.secho(f"wrote {page}", err=True)
 
 
+@data_app.command("sequence")
+def data_sequence(
+    name: DataName,
+    cache: Cache = CACHE,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Fits of each method.")] = 3,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of a fit, at most.")] = 10,
+    train_examples: Annotated[int, typer.Option("--train-examples", min=1, help="Examples to learn from.")] = 12_000,
+    test_examples: Annotated[int, typer.Option("--test-examples", min=2, help="Examples to rank.")] = 2_000,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the transition model and SASRec lose when the order of histories is shuffled."""
+    from flr_bench.data.prepared import prepare
+    from flr_bench.runner.sequence import SequenceSettings, as_lines, as_values, sequence_test
+
+    losses = sequence_test(prepare(name, cache), SequenceSettings(seeds, epochs, train_examples, test_examples))
+    typer.echo(json.dumps(as_values(losses), indent=2) if as_json else "\n".join(as_lines(losses)))
+
+
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[
