@@ -44,6 +44,13 @@ def complete_source(incomplete: str) -> list[str]:
     return [name for name, source in SOURCES if name.startswith(incomplete) and not source.embedded]
 
 
+def complete_download(incomplete: str) -> list[str]:
+    """Public downloads whose names begin so."""
+    from flr_bench.data.downloads import all_downloads
+
+    return [name for name in all_downloads() if name.startswith(incomplete)]
+
+
 Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
 Cache = Annotated[Path, typer.Option("--cache", envvar="FLR_BENCH_CACHE", help="Prepared data and backbones.")]
 Mlruns = Annotated[Path, typer.Option("--mlruns", envvar="FLR_BENCH_MLRUNS", help="MLflow's database and artifacts.")]

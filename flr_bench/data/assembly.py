@@ -22,7 +22,18 @@ from flr_bench.interface import Int32s, Int64s
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Notes", "Place", "TimeUnit", "Untitled", "assemble", "distinct_items", "parse_times"]
+__all__ = [
+    "Notes",
+    "Place",
+    "TimeUnit",
+    "Untitled",
+    "assemble",
+    "distinct_items",
+    "noted_times",
+    "parse_times",
+    "ratings_of",
+    "shown",
+]
 
 Untitled = Literal["drop", "key", "refuse"]
 """What becomes of an item without a title: it goes, with its interactions; its key stands in; an error."""
@@ -100,6 +111,50 @@ def parse_times(
     return seconds, unit
 
 
+def noted_times(column: Any, origin: str, *, name: str, place: Place, notes: Notes) -> Int64s:
+    """:func:`parse_times`, and say in ``notes`` what was found, from when to when.
+
+    Args:
+        column: see :func:`parse_times`.
+        origin: where it comes from.
+        name: the column's name.
+        place: says where a row is.
+        notes: where it is said.
+    """
+    seconds, unit = parse_times(
+        column, f"{origin}, column '{name}'", place=lambda row: f"{place(row)}, column '{name}'"
+    )
+    if len(seconds):
+        read_as = "dates (UTC where no zone is written)" if unit == "dates" else f"{unit} since 1970"
+        cut = "" if unit == "seconds" else ", cut to whole seconds"
+        notes.say(
+            f"Times in column '{name}' were read as {read_as}{cut}: "
+            f"{_date(int(seconds.min()))} to {_date(int(seconds.max()))}."
+        )
+    return seconds
+
+
+def ratings_of(column: Any, *, name: str, place: Place) -> Float32s:
+    """A rating column as numbers.
+
+    Args:
+        column: ``[n]`` float32 (Arrow).
+        name: the column's name.
+        place: says where a row is.
+
+    Raises:
+        DataError: a rating is missing, infinite or not a number.
+    """
+    ratings: Float32s = _one_array(column).to_numpy(zero_copy_only=False).astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(ratings))
+    if len(bad):
+        raise DataError(
+            f"{place(int(bad[0]))}, column '{name}': the rating is missing or no number ({len(bad)} in all); "
+            "fill it in, or read without ratings"
+        )
+    return ratings
+
+
 def distinct_items(
     catalog: pa.Table,
     *,
@@ -137,15 +192,14 @@ def distinct_items(
     # Pairs first: beside interactions there are as many rows as interactions, but few pairs.
     pairs = item_codes * max(len(titles.dictionary), 1) + title_codes
     rows = np.sort(np.unique(pairs, return_index=True)[1]) if len(pairs) else np.zeros(0, dtype=np.int64)
-    repeated = len(pairs) - len(rows)
     texts = titles.dictionary.take(pa.array(title_codes[rows]))
     if clean:
         texts, hygiene = clean_titles(texts)
         for name, number in hygiene.as_counts().items():
             notes.count(name, number)
-    chosen, titles_of, again = _one_row_per_item(item_codes[rows], _codes(_encoded(texts)), texts, rows, where)
+    chosen, titles_of = _one_row_per_item(item_codes[rows], _codes(_encoded(texts)), texts, rows, where)
     if not expected:
-        notes.count("duplicate_items", repeated + again)
+        notes.count("duplicate_items", len(pairs) - len(chosen))
     columns = {"item": items.dictionary.take(pa.array(item_codes[rows][chosen])), "title": titles_of}
     for name in catalog.column_names:
         if name not in columns:
@@ -283,7 +337,7 @@ def _numbers_of_text(column: Any, where: Place) -> tuple[Any, TimeUnit]:
             continue
     row = first_bad_time(column)
     raise DataError(
-        f"{where(row)}: '{column[row].as_py()}' is not a time like the others; "
+        f"{where(row)}: '{shown(column[row].as_py())}' is not a time like the others; "
         "write seconds since 1970 or ISO 8601 (2018-10-01T12:30:00) in all rows"
     )
 
@@ -347,6 +401,12 @@ def _refuse_impossible_times(seconds: Int64s, where: Place, now: float) -> None:
         )
 
 
+def shown(text: str) -> str:
+    """A piece of a file for a message of one line: at most 80 characters, none that breaks the line."""
+    piece = text[:80].encode("utf-8", "backslashreplace").decode()
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in piece)
+
+
 def _date(seconds: int) -> str:
     return str(np.datetime64(seconds, "s")).replace("T", " ")
 
@@ -381,11 +441,11 @@ def _codes(column: Any) -> Int64s:
 
 def _one_row_per_item(
     items: Int64s, title_codes: Int64s, titles: Any, rows: Int64s, where: Place
-) -> tuple[Int64s, Any, int]:
+) -> tuple[Int64s, Any]:
     """For each item, in order of first appearance, the first of its rows that has a title.
 
     Returns:
-        Positions in ``items``, the titles there, and how many rows with a title were left out.
+        Positions in ``items``, and the titles there.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -401,10 +461,10 @@ def _one_row_per_item(
     if len(other):
         one, two = int(chosen[slot[items[other[0]]]]), int(other[0])
         raise DataError(
-            f"{where(int(rows[two]))}: the item has the title '{titles[two].as_py()}', but at "
-            f"{where(int(rows[one]))} it is '{titles[one].as_py()}'; keep one title per item"
+            f"{where(int(rows[two]))}: the item has the title '{shown(titles[two].as_py())}', but at "
+            f"{where(int(rows[one]))} it is '{shown(titles[one].as_py())}'; keep one title per item"
         )
-    return chosen, titles.take(pa.array(chosen)), len(titled) - int((~blank[chosen]).sum())
+    return chosen, titles.take(pa.array(chosen))
 
 
 def _with_unlisted(
@@ -423,8 +483,8 @@ def _with_unlisted(
     notes.count("items_not_listed", len(unlisted))
     if untitled == "refuse":
         raise DataError(
-            f"{origin}: {len(unlisted)} items of interactions are not in the list of items, '{keys[0].as_py()}' for "
-            "one; add them, or choose 'untitled=drop' or 'untitled=key'"
+            f"{origin}: {len(unlisted)} items of interactions are not in the list of items, "
+            f"'{shown(keys[0].as_py())}' for one; add them, or choose 'untitled=drop' or 'untitled=key'"
         )
     if untitled == "key":
         blank = pa.array([""] * len(keys), pa.string())
@@ -445,7 +505,8 @@ def _refuse_decimal_keys(keys: Any, catalog: pa.Table, origin: str) -> None:
         and pc.any(pc.is_in(pc.replace_substring_regex(decimal, r"\.0$", ""), _text(catalog["item"]))).as_py()
     ):
         raise DataError(
-            f"{origin}: interactions name the item '{decimal[0].as_py()}' where the list of items has it without '.0'; "
+            f"{origin}: interactions name the item '{shown(decimal[0].as_py())}' "
+            "where the list of items has it without '.0'; "
             "write the ids as text or whole numbers (pandas makes them decimal where values are missing)"
         )
 
@@ -468,7 +529,7 @@ def _with_titles(
     key = catalog["item"][int(np.flatnonzero(blank)[0])].as_py()
     if untitled == "refuse":
         raise DataError(
-            f"{origin}: {number} items have no title, '{key}' for one; add titles, or choose 'untitled=drop' or "
+            f"{origin}: {number} items have no title, '{shown(key)}' for one; add titles, or choose 'untitled=drop' or "
             "'untitled=key'"
         )
     if untitled == "key":
@@ -481,10 +542,11 @@ def _with_titles(
 
 
 def _nothing_matches(keys: Any, catalog: pa.Table, origin: str) -> DataError:
-    known = f"the list has '{catalog['item'][0].as_py()}'" if len(catalog) else "no item has a title"
+    known = f"the list has '{shown(catalog['item'][0].as_py())}'" if len(catalog) else "no item has a title"
     return DataError(
         f"{origin}: no interaction is left, for none of its items is in the list of items with a title "
-        f"(interactions have '{keys[0].as_py()}', {known}); check that both use the same ids, or choose 'untitled=key'"
+        f"(interactions have '{shown(keys[0].as_py())}', {known}); "
+        "check that both use the same ids, or choose 'untitled=key'"
     )
 
 

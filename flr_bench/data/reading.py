@@ -18,13 +18,25 @@ import difflib
 import gzip
 import io
 import json
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
-from flr_bench.data.assembly import Notes, Place, Untitled, assemble, distinct_items, parse_times
+from flr_bench.data.assembly import (
+    Notes,
+    Place,
+    Untitled,
+    assemble,
+    distinct_items,
+    noted_times,
+    parse_times,
+    ratings_of,
+    shown,
+)
 from flr_bench.errors import DamagedFileError, DataError
 
 if TYPE_CHECKING:
@@ -38,15 +50,20 @@ __all__ = [
     "Quoting",
     "Readable",
     "Untitled",
+    "ZipMember",
     "assemble",
     "distinct_items",
+    "json_place_of",
     "nearest",
+    "noted_times",
     "open_binary",
     "parse_times",
     "place_of",
+    "ratings_of",
     "read_delimited",
     "read_json_lines",
     "read_parquet",
+    "shown",
     "sniff",
 ]
 
@@ -71,6 +88,11 @@ _MAGIC = {
 }
 
 
+# EOFError: cut off; zlib.error, BadGzipFile, BadZipFile: bytes altered; NotImplementedError: a way of
+# compressing that zipfile does not know.
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError)
+
+
 class Readable(Protocol):
     """A file to read: a path, or something within an archive; its text form names it in messages."""
 
@@ -82,6 +104,60 @@ class Readable(Protocol):
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Open it for reading from the beginning."""
         ...
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """A file within a zip archive, read as a stream; nothing is ever unpacked to disk.
+
+    Attributes:
+        archive: the archive.
+        member: the file's path within it.
+        limit: bytes that it may hold when unpacked.
+    """
+
+    archive: Path
+    member: str
+    limit: int
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without folders."""
+        return self.member.rsplit("/", 1)[-1]
+
+    def __str__(self) -> str:
+        """Archive and path within it."""
+        return f"{self.archive}/{self.member}"
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Open it for reading from the beginning.
+
+        Raises:
+            DataError: it is encrypted or larger than the limit.
+        """
+        del mode
+        with zipfile.ZipFile(self.archive) as archive:
+            about = archive.getinfo(self.member)
+            if about.file_size > self.limit:
+                raise DataError(
+                    f"{self} holds {about.file_size} bytes, more than the limit of {self.limit}; "
+                    "raise max_bytes if that is right"
+                )
+            if about.flag_bits & 1:
+                raise DataError(f"{self} is encrypted; unpack the archive")
+            return archive.open(self.member)  # keeps the archive's file open by itself
+
+
+class _Gzip(gzip.GzipFile):
+    """A gzip stream that closes the file it reads from."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._below = file
+
+    def close(self) -> None:
+        super().close()
+        self._below.close()
 
 
 @dataclass(frozen=True)
@@ -117,15 +193,17 @@ def open_binary(path: Readable) -> IO[bytes]:
         file.seek(0)
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror or error}; check path and permissions") from error
-    return gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file  # type: ignore[return-value]
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+    return _Gzip(file) if start == b"\x1f\x8b" else file  # type: ignore[return-value]
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about a name that is not there: what it may have been, and what is there."""
     lower = {other.lower(): other for other in known}
     near = [lower[match] for match in difflib.get_close_matches(name.lower(), list(lower), n=2, cutoff=0.5)]
-    there = f"there: {', '.join(known)}" if known else "there are none"
-    return f"did you mean {' or '.join(repr(other) for other in near)}? ({there})" if near else there
+    there = f"there: {', '.join(map(shown, known[:30]))}" if known else "there are none"
+    return f"did you mean {' or '.join(repr(shown(other)) for other in near)}? ({there})" if near else there
 
 
 def sniff(
@@ -254,7 +332,7 @@ def read_json_lines(path: Readable, columns: Mapping[str, ColumnKind]) -> pa.Tab
     table = _json_by_arrow(path, columns, start)
     if table is None:
         table = _json_by_python(path, columns)
-    _refuse_empty_keys(table, columns, lambda row: _json_place(path, row))
+    _refuse_empty_keys(table, columns, json_place_of(path))
     return table
 
 
@@ -300,9 +378,25 @@ def place_of(path: Readable, layout: Layout) -> Place:
     """A function that finds the line of a row of a delimited file by reading the file up to there."""
 
     def place(row: int) -> str:
-        for number, (line, _) in enumerate(_rows(path, layout)):
-            if number == row:
-                return f"{path}, line {line}"
+        with suppress(csv.Error, DataError):  # the place is for another error's message
+            for number, (line, _) in enumerate(_rows(path, layout)):
+                if number == row:
+                    return f"{path}, line {line}"
+        return f"{path}, row {row + 1}"
+
+    return place
+
+
+def json_place_of(path: Readable) -> Place:
+    """A function that finds the line of a row of JSON lines by reading the file up to there."""
+
+    def place(row: int) -> str:
+        seen = -1
+        with _readable_gzip(path), open_binary(path) as file:
+            for number, line in enumerate(file, start=1):
+                seen += bool(line.strip())
+                if seen == row:
+                    return f"{path}, line {number}"
         return f"{path}, row {row + 1}"
 
     return place
@@ -332,6 +426,7 @@ class _Stream(io.RawIOBase):
         self._last: bytes | None = last_row.encode()
         self._skip = layout.header_lines
         self._held = b""
+        self._ready = memoryview(b"")
         self.failure: Exception | None = None
         self._first = True
 
@@ -343,10 +438,14 @@ class _Stream(io.RawIOBase):
         super().close()
 
     def read(self, size: int = -1) -> bytes:
-        """About ``size`` bytes; empty at the end only."""
+        """At most ``size`` bytes; empty at the end only."""
+        size = size if size > 0 else _BLOCK
         try:
-            return self._read(size if size > 0 else _BLOCK)
-        except (OSError, EOFError, zlib.error, UnicodeError) as error:
+            if not self._ready:
+                self._ready = memoryview(self._read(size))
+            block, self._ready = self._ready[:size], self._ready[size:]
+            return bytes(block)
+        except (OSError, UnicodeError, *_DAMAGE) as error:
             self.failure = error
             raise
 
@@ -369,10 +468,10 @@ class _Stream(io.RawIOBase):
     def _with_short_delimiters(self, block: bytes, *, last: bool) -> bytes:
         if not self._long:
             return block
-        block, self._held = self._held + block, b""
+        block, self._held = (self._held + block).replace(self._long, _STAND_IN.encode()), b""
         if not last and block.endswith(self._long[:1]):
-            block, self._held = block[:-1], block[-1:]
-        return block.replace(self._long, _STAND_IN.encode())
+            block, self._held = block[:-1], block[-1:]  # its other half may follow
+        return block
 
     def _without_header(self, block: bytes) -> bytes:
         """Leave out the first lines; a header has at most the sample's length, so it is in the first blocks."""
@@ -393,17 +492,19 @@ def _readable_gzip(path: Readable) -> Iterator[None]:
     """Turn what a damaged file raises into one line."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DamagedFileError(
-            f"{path} is cut off or damaged ({_one_line(error)}); copy or download it again"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; check path and permissions") from error
 
 
+def _damaged(path: Readable, error: Exception) -> DamagedFileError:
+    return DamagedFileError(f"{path} is cut off or damaged ({_one_line(error)}); copy or download it again")
+
+
 def _one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200].rstrip(" .")
+    return shown(lines[0]).rstrip(" .")
 
 
 def _beginning(path: Readable) -> bytes:
@@ -414,6 +515,7 @@ def _beginning(path: Readable) -> bytes:
 def _encoding(path: Readable, start: bytes, asked: str | None) -> tuple[str, list[str]]:
     if asked is not None:
         try:
+            "".encode(asked)  # also refuses codecs that are no encodings of text
             name = codecs.lookup(asked).name
         except LookupError as error:
             raise DataError(
@@ -588,9 +690,9 @@ def _read_blocks(path: Readable, layout: Layout, columns: Mapping[str, ColumnKin
             for batch in reader:
                 for name in columns:
                     blocks[name].append(batch.column(number[name]))
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeError, *_DAMAGE) as error:
         with _readable_gzip(path):
-            if isinstance(stream.failure, (OSError, EOFError, zlib.error)):
+            if isinstance(stream.failure, (OSError, *_DAMAGE)):
                 raise stream.failure from error
         raise _Unreadable(_one_line(error)) from error
     finally:
@@ -646,10 +748,16 @@ def _rows(path: Readable, layout: Layout, *, strict: bool = False) -> Iterator[t
             text.readline()
         reader = _csv_reader(text, layout.delimiter, layout.quoting, strict=strict)
         line = layout.header_lines + 1
-        for row in reader:
-            if row:
-                yield line, row
-            line = layout.header_lines + reader.line_num + 1
+        try:
+            for row in reader:
+                if row:
+                    yield line, row
+                line = layout.header_lines + reader.line_num + 1
+        except UnicodeError as error:
+            raise DataError(
+                f"{path}, line {line} or later: not written in {layout.encoding} ({_one_line(error)}); "
+                "mend the file, or name its encoding"
+            ) from error
 
 
 def _explain(path: Readable, layout: Layout, columns: Mapping[str, ColumnKind], reason: str) -> None:
@@ -672,7 +780,7 @@ def _explain(path: Readable, layout: Layout, columns: Mapping[str, ColumnKind], 
                 first_time.setdefault(name, row[index])
                 problem = _problem(row[index], kind, layout.encoding, first_time[name])
                 if problem:
-                    raise DataError(f"{path}, line {line}, column '{name}': {problem}")
+                    raise DataError(f"{path}, line {line}, column '{shown(name)}': {problem}")
     except csv.Error as error:
         raise DataError(
             f"{path}, line {line + 1} or later: {error} (a quote that is not closed, or text after a closing quote?); "
@@ -683,28 +791,28 @@ def _explain(path: Readable, layout: Layout, columns: Mapping[str, ColumnKind], 
 
 def _problem(value: str, kind: ColumnKind, encoding: str, first: str) -> str:
     """What is wrong with a value; empty if nothing is."""
-    shown = value[:80].encode("utf-8", "backslashreplace").decode()
+    piece = shown(value)
     if any("\udc80" <= character <= "\udcff" for character in value):
-        return f"'{shown}' is not written in {encoding}; write the whole file in one encoding, or name it"
+        return f"'{piece}' is not written in {encoding}; write the whole file in one encoding, or name it"
     if kind == "number" and not _is_number(value):
-        return f"'{shown}' is not a number"
+        return f"'{piece}' is not a number"
     if kind == "time":
-        return _problem_of_time(value, first, shown)
+        return _problem_of_time(value, first)
     return ""
 
 
-def _problem_of_time(value: str, first: str, shown: str) -> str:
+def _problem_of_time(value: str, first: str) -> str:
     import pyarrow as pa
 
     if not value.strip():
         return "the time is missing; fill it in or leave the row out"
     forms = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
     if not any(_readable_as(value, form) for form in forms):
-        return f"'{shown}' is not a time; write seconds since 1970 or ISO 8601 (2018-10-01T12:30:00)"
+        return f"'{shown(value)}' is not a time; write seconds since 1970 or ISO 8601 (2018-10-01T12:30:00)"
     numeric = [_readable_as(text, pa.float64()) for text in (value, first)]
     zoned = [_readable_as(text, pa.timestamp("us", "UTC")) for text in (value, first)]
     if numeric[0] != numeric[1] or zoned[0] != zoned[1]:
-        return f"the time '{shown}' is not written like the first one, '{first[:80]}'; write all in one way"
+        return f"the time '{shown(value)}' is not written like the first one, '{shown(first)}'; write all in one way"
     return ""
 
 
@@ -764,17 +872,6 @@ def _typed(column: Any, kind: ColumnKind, what: str) -> Any:
         return pc.fill_null(column.cast(pa.string()), "").dictionary_encode()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{what} holds {value_type}, which is no text; convert it to text") from error
-
-
-def _json_place(path: Readable, row: int) -> str:
-    """The line of an object, blank lines counted."""
-    seen = -1
-    with _readable_gzip(path), open_binary(path) as file:
-        for number, line in enumerate(file, start=1):
-            seen += bool(line.strip())
-            if seen == row:
-                return f"{path}, line {number}"
-    return f"{path}, row {row + 1}"
 
 
 def _json_by_arrow(path: Readable, columns: Mapping[str, ColumnKind], start: bytes) -> pa.Table | None:

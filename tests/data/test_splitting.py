@@ -81,7 +81,7 @@ def plain_parts(users: list[int], params: SplitParams) -> list[int]:
 @given(rows=ROWS, params=SPLITS)
 def test_examples_equal_the_plain_ones(rows: Rows, params: SplitParams) -> None:
     data = ordered(rows)
-    parts = assign_parts(data.users, params)
+    parts = assign_parts(data, params)
     expected_parts = plain_parts(data.users.tolist(), params)
     assert parts.tolist() == expected_parts
     for part in range(3):
@@ -109,7 +109,7 @@ def test_examples_equal_the_plain_ones(rows: Rows, params: SplitParams) -> None:
 @given(rows=ROWS, params=SPLITS, part=st.sampled_from([TRAIN, VALID]))
 def test_examples_hold_nothing_of_later_parts(rows: Rows, params: SplitParams, part: int) -> None:
     data = ordered(rows)
-    parts = assign_parts(data.users, params)
+    parts = assign_parts(data, params)
     known = data.items[parts <= part]
     assert sorted(make_examples(data, parts, part).items.tolist()) == sorted(known.tolist())
 
@@ -118,7 +118,7 @@ def test_examples_hold_nothing_of_later_parts(rows: Rows, params: SplitParams, p
 @given(rows=ROWS, params=SPLITS)
 def test_types_are_those_of_the_contract(rows: Rows, params: SplitParams) -> None:
     data = ordered(rows)
-    examples = make_examples(data, assign_parts(data.users, params), TEST)
+    examples = make_examples(data, assign_parts(data, params), TEST)
     kinds = {name: getattr(examples, name).dtype for name in ("ids", "timestamps", "starts", "stops")}
     assert set(kinds.values()) == {np.dtype(np.int64)}
     assert {examples.users.dtype, examples.targets.dtype, examples.items.dtype} == {np.dtype(np.int32)}
@@ -151,13 +151,59 @@ def test_spread_over_users_takes_any_of_a_users_examples() -> None:
         ({"fractions": (0.8, 0.1, 0.2)}, "add up to 1"),
         ({"fractions": (1.0, 0.0, 0.0)}, "above 0"),
         ({"name": "leave_one_out", "fractions": (0.5, 0.25, 0.25)}, "takes no fractions"),
+        ({"name": "leave_one_out", "targets": "last"}, "takes no targets"),
         ({"name": "random"}, "global_temporal"),
+        ({"seed": 1}, "global_temporal takes no seed"),
+        ({"ties": "source", "tie_seed": 1}, "with ties: source takes no tie_seed"),
+        ({"dates": ("2018-01-01", "2018-02-01"), "cut": "examples"}, "with dates takes no cut"),
+        ({"dates": ("2018-01-01", "2018-02-01"), "fractions": (0.5, 0.25, 0.25)}, "with dates takes no fractions"),
+        ({"dates": ("2018-02-01", "2018-01-01")}, "valid must begin before test"),
+        ({"name": "user_holdout", "cut": "examples"}, "takes no cut"),
+        ({"name": "given", "ties": "source"}, "takes no ties"),
         ({"fraction": 1}, "fraction"),
     ],
 )
 def test_bad_settings(settings_: dict[str, object], message: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=message):
         SplitParams.model_validate(settings_)
+
+
+def test_what_goes_without_saying_stays_out_of_hashes() -> None:
+    first = {"name": "global_temporal", "cut": "interactions", "fractions": [0.8, 0.1, 0.1], "tie_seed": 0}
+    assert SplitParams().model_dump(mode="json") == SplitParams().recipe() == first
+    left_out = SplitParams(name="leave_one_out")
+    assert left_out.model_dump(mode="json") == {**first, "name": "leave_one_out"}
+    assert left_out.recipe() == {"name": "leave_one_out", "tie_seed": 0}
+    assert SplitParams(name="given").model_dump(mode="json") == {"name": "given"}
+    assert SplitParams(cut="examples", ties="source").recipe() == {
+        "name": "global_temporal",
+        "cut": "examples",
+        "fractions": [0.8, 0.1, 0.1],
+        "ties": "source",
+    }
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SplitParams(name="leave_one_out"),
+        SplitParams(name="given", targets="random", seed=3),
+        SplitParams(dates=("2018-01-01", "2018-02-01")),
+        SplitParams(name="user_holdout", fractions=(0.6, 0.2, 0.2), seed=1),
+        SplitParams(cut="examples", ties="source", targets="last"),
+    ],
+)
+def test_settings_come_back_from_json(params: SplitParams) -> None:
+    assert SplitParams.model_validate_json(params.model_dump_json()) == params
+
+
+def test_the_order_does_not_hang_on_the_mixed_hash_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the mixed hashes meet, the users' and then the items' own decide.
+    monkeypatch.setattr("flr_bench.data.splitting.mix", lambda values: values * np.uint64(0))
+    rows = [(user, item, 0) for user in range(6) for item in range(5)]
+    backwards = triples(ordered(rows[::-1]))
+    assert backwards == triples(ordered(rows))
+    assert [user for user, _, _ in backwards] == [user for user, _, _ in backwards[::5] for _ in range(5)]
 
 
 def test_parts_have_names() -> None:
