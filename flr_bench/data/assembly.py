@@ -506,7 +506,8 @@ def _refuse_decimal_keys(keys: Any, catalog: pa.Table, origin: str) -> None:
     ):
         raise DataError(
             f"{origin}: interactions name the item '{shown(decimal[0].as_py())}' "
-            "where the list of items has it without '.0'; write the ids as text or whole numbers (pandas makes them decimal where values are missing)"
+            "where the list of items has it without '.0'; "
+            "write the ids as text or whole numbers (pandas makes them decimal where values are missing)"
         )
 
 

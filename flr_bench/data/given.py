@@ -1,23 +1,20 @@
-"""Examples that a source brings: checked, completed, and what else is known of their times."""
+"""Examples that a source brings: checked, completed and cut down to what each part may hold."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from flr_bench.data.sorting import stable_order
 from flr_bench.data.splitting import PARTS, TRAIN, make_examples
 from flr_bench.errors import DataError
-from flr_bench.interface import Examples, Int64s, Interactions
+from flr_bench.interface import Examples, Interactions
 
 if TYPE_CHECKING:
     from flr_bench.data.coded import CodedData
-    from flr_bench.data.prepared import PreparedData
 
-__all__ = ["completed", "last_times", "without_unused_items"]
+__all__ = ["completed", "without_unused_items"]
 
 
 def completed(coded: CodedData) -> CodedData:
@@ -51,40 +48,6 @@ def completed(coded: CodedData) -> CodedData:
         numbered[part] = replace(given[part], ids=rows)
         counted += len(rows)
     return replace(coded, given=numbered)
-
-
-def last_times(data: PreparedData) -> dict[str, Int64s]:
-    """By part the time of each history's last item, as far as data that bring their own examples tell.
-
-    Histories say no times.  Those of the log's interactions and of all targets are known: the latest
-    one of the same user and item that is not after the target counts.
-
-    Args:
-        data: with examples of its own.
-
-    Returns:
-        ``[n]`` seconds for each part, -2^63 where no time is known.
-    """
-    every = data.all_interactions
-    known = [(every.users, every.items, every.timestamps)]
-    known += [(others.users, others.targets, others.timestamps) for others in data.examples.values()]
-    events: list[npt.NDArray[Any]] = [np.concatenate(column) for column in zip(*known, strict=True)]
-    out = {}
-    for part, examples in data.examples.items():
-        # A question comes after the events of its time, so that the event before it is its answer.
-        asked: tuple[npt.NDArray[Any], ...] = (examples.users, examples.items[examples.stops - 1], examples.timestamps)
-        users, items, times = (np.concatenate([old, new]) for old, new in zip(events, asked, strict=True))
-        order = stable_order(users, items, times)
-        n = len(events[0])
-        is_event = order < n
-        latest = np.maximum.accumulate(np.where(is_event, np.arange(len(order)), -1))
-        answer = order[np.maximum(latest, 0)]
-        fits = (latest >= 0) & (users[answer] == users[order]) & (items[answer] == items[order])
-        found = np.where(fits, times[answer], np.iinfo(np.int64).min)
-        times_of = np.empty(len(order), dtype=np.int64)
-        times_of[order] = found
-        out[part] = times_of[n:]
-    return out
 
 
 def without_unused_items(examples: Examples) -> Examples:

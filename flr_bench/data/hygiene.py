@@ -23,7 +23,7 @@ _BREAKING = "br|p|div|li|ul|ol|tr|td|th|table|tbody|hr|h[1-6]|blockquote|pre|cen
 _INLINE = "a|abbr|b|big|code|em|font|i|img|s|script|small|span|strike|strong|style|sub|sup|tt|u"
 # Only HTML's own names: a film may be called "<Untitled>".  One that is cut off before its ">" counts
 # where an attribute follows, as in the titles of Amazon that end in '<span class="a-size-medium'.
-_BREAKING_TAG = re.compile(rf"</?(?:{_BREAKING})(?:\s[^<>]*)?/?>|<!--.{0, 500}?-->", re.IGNORECASE | re.DOTALL)
+_BREAKING_TAG = re.compile(rf"</?(?:{_BREAKING})(?:\s[^<>]*)?/?>|<!--.{{0,500}}?-->", re.IGNORECASE | re.DOTALL)
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _CUT_TAG = re.compile(rf"<(?:{_BREAKING}|{_INLINE})\s+[A-Za-z-]+=[^<>]*$", re.IGNORECASE)
 # Control characters except white space; invisible marks and directions.  Joiners (U+200C, U+200D)

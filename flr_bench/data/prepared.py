@@ -14,7 +14,7 @@ import numpy as np
 
 from flr_bench.data.coded import CodedData, code
 from flr_bench.data.filtering import FilterParams
-from flr_bench.data.given import completed, last_times, without_unused_items
+from flr_bench.data.given import completed, without_unused_items
 from flr_bench.data.imports import ImportedData, open_dataset
 from flr_bench.data.leakage import leakage_report
 from flr_bench.data.recipes import Derived, derive, effective_split
@@ -221,11 +221,11 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
     )
     _refuse_empty(data, name, split)
     removed = {"interactions": len(coded) - len(log), "items": len(coded.catalog) - len(derived.items)}
-    times = last_times(data) if coded.given is not None else None
+    counted = statistics(data, own_examples=derived.examples is not None)
     manifest = {
         "checksum": _checksum(data, derived),
-        "statistics": {**statistics(data, times), "removed": removed},
-        "leakage": leakage_report(data, times),
+        "statistics": {**counted, "removed": removed},
+        "leakage": leakage_report(data, counted["parts"]),
         "filtering": [dict(step) for step in derived.filtering],
         "remarks": list(coded.remarks),
         "counts": dict(coded.counts),

@@ -1,36 +1,41 @@
-"""Sizes of a prepared data set and of its parts."""
+"""What a reader must know of prepared data before trusting a figure: sizes, ties, unseen items, repeats."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from flr_bench.data.leakage import LogOrder, part_counts
-from flr_bench.data.splitting import PARTS
-from flr_bench.interface import Int64s
+from flr_bench.data.sorting import repeats, stable_order
+from flr_bench.data.splitting import PARTS, TRAIN
+from flr_bench.interface import Examples, Int64s, Interactions
 
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData
 
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.integer[Any]]
+
 __all__ = ["statistics"]
 
 
-def statistics(data: PreparedData, last_times: Mapping[str, Int64s] | None = None) -> dict[str, Any]:
+def statistics(data: PreparedData, *, own_examples: bool) -> dict[str, Any]:
     """Sizes of a data set and of its parts.
 
     Args:
         data: what to count; its manifest is not looked at.
-        last_times: by part the time of each example's last history item, ``[n]``, for data that bring
-            their own examples.
+        own_examples: whether the examples are others than those that the parts' rule makes of the log:
+            they are then looked through one by one.
 
     Returns:
         JSON values.
     """
     every, catalog = data.all_interactions, data.catalog
-    order, users = LogOrder(every), len(data.user_keys)
+    users = len(data.user_keys)
     per_title = np.bincount(catalog.title_of_item)
+    again = _Again.of_log(data) if not own_examples else None
     return {
         "users": users,
         "items": len(catalog),
@@ -38,18 +43,53 @@ def statistics(data: PreparedData, last_times: Mapping[str, Int64s] | None = Non
         "density": len(every) / (users * len(catalog)),
         "distinct_titles": len(catalog.distinct_titles),
         "items_with_shared_title": int(per_title[per_title > 1].sum()),
-        "tie_rate": _tie_rate(order),
+        "tie_rate": _tie_rate(every),
         "first_timestamp": int(every.timestamps[0]),
         "last_timestamp": int(every.timestamps[-1]),
-        "train_interactions": len(data.interactions),
-        "parts": {part: _part_statistics(data, part, order, (last_times or {}).get(part)) for part in PARTS},
+        "train_interactions": int((data.parts == TRAIN).sum()),
+        "parts": {part: _part_statistics(data, data.examples[part], again) for part in PARTS},
     }
 
 
-def _tie_rate(order: LogOrder) -> float:
+@dataclass(frozen=True, eq=False)
+class _Again:
+    """What a user's earlier interactions say of an example, one value per example or per interaction.
+
+    Attributes:
+        item: the target is in the history.
+        title: an item of the target's title is in the history.
+        instant: the history's last item has the target's time.
+    """
+
+    item: Bools
+    title: Bools
+    instant: Bools
+
+    @classmethod
+    def of_log(cls, data: PreparedData) -> _Again:
+        """For each interaction, its history being all that its user did before."""
+        every = data.all_interactions
+        titles = data.catalog.title_of_item[every.items]
+        return cls(repeats(every.users, every.items), repeats(every.users, titles), _seconds_since_previous(every) == 0)
+
+    def at(self, rows: Ints) -> _Again:
+        return _Again(self.item[rows], self.title[rows], self.instant[rows])
+
+    @classmethod
+    def of_examples(cls, data: PreparedData, examples: Examples) -> _Again:
+        """For each example, its history being what it says."""
+        titles = data.catalog.title_of_item
+        return cls(
+            _targets_in_history(examples, examples.items, examples.targets),
+            _targets_in_history(examples, titles[examples.items], titles[examples.targets]),
+            _at_time_of_last_item(data, examples),
+        )
+
+
+def _tie_rate(interactions: Interactions) -> float:
     """Share of interactions that have user and timestamp in common with another."""
-    users, timestamps = order.log.users[order.by_user], order.log.timestamps[order.by_user]
-    # Within a user's rows time never decreases: equal ones are neighbours.
+    order = stable_order(interactions.users)
+    users, timestamps = interactions.users[order], interactions.timestamps[order]
     same = (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])
     tied = np.zeros(len(users), dtype=np.bool_)
     tied[1:] |= same
@@ -57,14 +97,81 @@ def _tie_rate(order: LogOrder) -> float:
     return float(tied.mean())
 
 
-def _part_statistics(data: PreparedData, part: str, order: LogOrder, last_times: Int64s | None) -> dict[str, Any]:
+def _part_statistics(data: PreparedData, examples: Examples, again: _Again | None) -> dict[str, Any]:
     """What a reader must know before trusting a figure on this part: users, repeats, unseen items, ties."""
-    examples = data.examples[part]
+    again = again.at(examples.ids) if again is not None else _Again.of_examples(data, examples)
+    every, train = data.all_interactions, data.parts == TRAIN
+    titles = data.catalog.title_of_item
+    shared = (np.bincount(titles) > 1)[titles[examples.targets]]
     lengths = examples.history_lengths
+    here = _marks(examples.users, len(data.user_keys))
+    in_train = _marks(every.users[train], len(data.user_keys))
+    seen = _marks(every.items[train], len(data.catalog))[examples.targets]
     return {
-        **part_counts(examples, data.catalog, data.interactions, order, last_times),
+        "examples": len(examples),
+        "users": int(here.sum()),
+        "users_not_in_train": int((here & ~in_train).sum()),
+        "targets_unseen_in_train": int((~seen).sum()),
+        "targets_in_history": int(again.item.sum()),
+        "targets_title_in_history": int(again.title.sum()),
+        "targets_with_shared_title": int(shared.sum()),
+        "targets_at_time_of_last_history_item": int(again.instant.sum()),
         "history_length_mean": float(lengths.mean()),
         "history_length_median": float(np.median(lengths)),
         "first_timestamp": int(examples.timestamps.min()),
         "last_timestamp": int(examples.timestamps.max()),
     }
+
+
+def _marks(values: Ints, size: int) -> Bools:
+    """``[size]`` bool: does the number occur?"""
+    out = np.zeros(size, dtype=np.bool_)
+    out[values] = True
+    return out
+
+
+def _seconds_since_previous(interactions: Interactions) -> Int64s:
+    """For each interaction the time since the same user's one before; -1 for a user's first."""
+    order = stable_order(interactions.users)
+    users, timestamps = interactions.users[order], interactions.timestamps[order]
+    since = np.full(len(users), -1, dtype=np.int64)
+    again = np.flatnonzero(users[1:] == users[:-1]) + 1
+    since[order[again]] = timestamps[again] - timestamps[again - 1]
+    return since
+
+
+def _at_time_of_last_item(data: PreparedData, examples: Examples) -> Bools:
+    """``[n]`` bool: did the user have the history's last item at the target's time?
+
+    Histories that a source brings say no times.  Those of the log's interactions and of all targets
+    are known, and looked for there.
+    """
+    every = data.all_interactions
+    known = [(every.users, every.items, every.timestamps)]
+    known += [(others.users, others.targets, others.timestamps) for others in data.examples.values()]
+    wanted = (examples.users, examples.items[examples.stops - 1], examples.timestamps)
+    columns = [np.concatenate(column) for column in zip(*known, wanted, strict=True)]
+    order = stable_order(*columns)
+    new = np.zeros(len(order), dtype=np.bool_)
+    for column in columns:
+        new[1:] |= column[order[1:]] != column[order[:-1]]
+    group = np.empty(len(order), dtype=np.int64)
+    group[order] = np.cumsum(new)
+    first_wanted = len(order) - len(examples)
+    return _marks(group[:first_wanted], len(order))[group[first_wanted:]]
+
+
+def _targets_in_history(examples: Examples, values: Ints, targets: Ints) -> Bools:
+    """``[n]`` bool: does the target's value occur in the history?
+
+    Histories of one user share a stretch of ``values``; a target is in its history if the value's
+    first occurrence in the stretch (the one at or after ``starts``) comes before ``stops``.
+    """
+    order = stable_order(values)
+    width = len(values) + 1
+    occurrences = values[order].astype(np.int64) * width + order
+    wanted = targets.astype(np.int64) * width + examples.starts
+    found = np.searchsorted(occurrences, wanted, side="left")
+    inside = found < len(occurrences)
+    position = occurrences[np.minimum(found, len(occurrences) - 1)] - targets.astype(np.int64) * width
+    return inside & (position >= examples.starts) & (position < examples.stops)

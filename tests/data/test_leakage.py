@@ -10,17 +10,12 @@ import pytest
 from flr_bench.data.coded import CodedData
 from flr_bench.data.filtering import FilterParams
 from flr_bench.data.leakage import (
-    LogOrder,
-    leakage_report,
     near_duplicate_titles,
     normal_title,
-    part_counts,
-    targets_in_history,
 )
 from flr_bench.data.prepared import PreparedData, build
 from flr_bench.data.sources import RawData
 from flr_bench.data.splitting import SplitParams
-from flr_bench.interface import Catalog, Examples, Interactions
 
 
 def prepared(rows: list[tuple[str, str, int]], titles: dict[str, str] | None = None, split: str = "global_temporal",
@@ -113,43 +108,6 @@ def test_ties_at_the_cut_are_counted_on_both_sides() -> None:
     assert report["ties_at_cut"]["test"] == {"earlier": 0, "later": 0}
 
 
-def test_repeated_pairs_and_duplicates() -> None:
-    users, items = np.zeros(9, dtype=np.int32), np.array([0, 1, 0, 0, 1, 2, 3, 4, 5], dtype=np.int32)
-    times = np.array([1, 2, 3, 3, 4, 5, 6, 7, 8], dtype=np.int64)
-    log = Interactions(users, items, times)
-    parts = np.array([0, 0, 0, 0, 0, 0, 0, 1, 2], dtype=np.int8)
-    data = PreparedData.of_log(Catalog(tuple("abcdef"), tuple("ABCDEF")), ("u",), log, parts)
-    report = leakage_report(data)
-    assert report["repeated_pairs"]["count"] == 3
-    assert report["duplicate_interactions"]["count"] == 1
-
-
-def test_examples_that_a_source_brings_need_the_times_told() -> None:
-    examples = Examples(
-        ids=np.array([0, 1]), users=np.array([0, 1], dtype=np.int32), targets=np.array([1, 2], dtype=np.int32),
-        timestamps=np.array([50, 60]), starts=np.array([0, 1]), stops=np.array([1, 2]),
-        items=np.array([0, 2], dtype=np.int32),
-    )  # fmt: skip
-    log = Interactions(np.zeros(3, np.int32), np.arange(3, dtype=np.int32), np.arange(3, dtype=np.int64))
-    catalog = Catalog(("a", "b", "c"), ("A", "B", "C"))
-    order = LogOrder(log)
-    assert part_counts(examples, catalog, log, order)["targets_at_time_of_last_history_item"] is None
-    told = part_counts(examples, catalog, log, order, np.array([50, 59]))
-    assert told["targets_at_time_of_last_history_item"] == 1
-    assert told["targets_in_history"] == 1
-
-
-def test_a_target_is_looked_for_in_its_own_stretch_only() -> None:
-    items = np.array([3, 1, 3, 2], dtype=np.int32)
-    examples = Examples(
-        ids=np.arange(4), users=np.zeros(4, np.int32), targets=np.array([3, 3, 3, 9], np.int32),
-        timestamps=np.zeros(4, np.int64), starts=np.array([0, 1, 3, 0]), stops=np.array([1, 2, 4, 4]), items=items,
-    )  # fmt: skip
-    assert targets_in_history(examples, items, examples.targets).tolist() == [True, False, False, False]
-    hidden = np.array([-1, 1, 3, 2])
-    assert targets_in_history(examples, hidden, examples.targets).tolist() == [False, False, False, False]
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -231,3 +189,9 @@ def test_coded_data_gives_the_same_report() -> None:
         catalog=pa.table({"item": item_keys.tolist(), "title": [f"title {key}" for key in item_keys]}),
     )  # fmt: skip
     assert build("test", coded, FilterParams(), SplitParams()).manifest["leakage"] == data.manifest["leakage"]
+
+
+def test_repeated_pairs() -> None:
+    rows = [(f"u{i}", f"i{i % 3}", i) for i in range(10)] + [("u0", "i0", at) for at in (11, 12)]
+    rows += [(f"u{i}", "i9", 20 + i) for i in range(10)]
+    assert prepared(rows).manifest["leakage"]["repeated_pairs"]["count"] == 2

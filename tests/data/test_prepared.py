@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flr_bench.data.filtering import FilterParams
-from flr_bench.data.leakage import targets_in_history
 from flr_bench.data.prepared import REVISION, PreparedData, build, describe, prepare
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import SplitParams
+from flr_bench.data.statistics import _targets_in_history
 from flr_bench.errors import DamagedFileError, DataError, FlrBenchError, UnknownNameError
 from flr_bench.interface import Examples
 
@@ -266,7 +266,7 @@ def test_filters_are_applied_and_counted() -> None:
     sequences=st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=12), min_size=1, max_size=4),
     data=st.data(),
 )
-def testtargets_in_history(sequences: list[list[int]], data: st.DataObject) -> None:
+def test_targets_in_history(sequences: list[list[int]], data: st.DataObject) -> None:
     items = np.array([item for sequence in sequences for item in sequence], dtype=np.int32)
     offsets = np.cumsum([0, *map(len, sequences)])
     owner = data.draw(st.integers(0, len(sequences) - 1))
@@ -275,7 +275,7 @@ def testtargets_in_history(sequences: list[list[int]], data: st.DataObject) -> N
     start = int(offsets[owner])
     target = sequences[owner][stop]
     examples = Examples(one, one, np.array([target]), one, np.array([start]), np.array([start + stop]), items)
-    assert targets_in_history(examples, items, examples.targets).tolist() == [target in sequences[owner][:stop]]
+    assert _targets_in_history(examples, items, examples.targets).tolist() == [target in sequences[owner][:stop]]
 
 
 # Bad input

@@ -407,7 +407,7 @@ def test_nothing_in_train_is_later(reviews: list[tuple[int, int, int]], split: S
         cuts = int(n * shares[0]), int(n * round(shares[0] + shares[1], 12))
         assert [len(part) for part in times] == [cuts[0], cuts[1] - cuts[0], n - cuts[1]]
     if split.dates is not None:
-        assert derived.parts.tolist() == [(second >= 20) + (second >= 40) for second in derived.log.timestamps]
+        assert derived.parts.tolist() == [int(second >= 20) + int(second >= 40) for second in derived.log.timestamps]
 
 
 @settings(deadline=None)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flr_bench.data.coded import CodedData
+    from flr_bench.data.layout import FileLayout
 
 INTERACTION_COLUMNS = ("user", "item", "timestamp")
 ITEM_COLUMNS = ("item", "title")
@@ -142,6 +143,14 @@ class Source(ABC):
         Raises:
             MissingDependencyError, DataError: the files are not there or not what they should be.
         """
+
+    def tables(self) -> tuple[FileLayout, ...]:
+        """What the files look like, for ``flr-bench data check``; nothing to say by default.
+
+        Raises:
+            DataError: the files cannot be told apart.
+        """
+        return ()
 
     def checksum(self) -> str:
         """Sha256 (hexadecimal) over the source's files; prepared data is kept under it.

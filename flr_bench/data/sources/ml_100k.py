@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import importlib.util
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flr_bench.data.layout import ColumnLayout, FileLayout
 from flr_bench.data.sources import RawData, Source
 from flr_bench.errors import DataError, MissingDependencyError
 from flr_bench.registry import SOURCES
@@ -60,6 +62,25 @@ class MovieLens100K(Source):
             {"item": films["item"], "title": titles, "genres": ["|".join(genres.split()) for genres in films["genres"]]}
         )
         return RawData(interactions, items, origin=str(self._file("ml-100k.inter").parent))
+
+    def tables(self) -> tuple[FileLayout, ...]:
+        """Two tab-separated files without quotes."""
+        ratings = (
+            ColumnLayout("user_id:token", "key"),
+            ColumnLayout("item_id:token", "key"),
+            ColumnLayout("timestamp:float", "time"),
+        )
+        films = (
+            ColumnLayout("item_id:token", "key"),
+            ColumnLayout("movie_title:token_seq"),
+            ColumnLayout("release_year:token", missing=None),
+            ColumnLayout("class:token_seq", missing=None),
+        )
+        tabs = partial(FileLayout, format="delimited", delimiter="\t", quoting=False)
+        return (
+            tabs(self._file("ml-100k.inter"), columns=ratings),
+            tabs(self._file("ml-100k.item"), columns=films, unique="item_id:token"),
+        )
 
     def _file(self, name: str) -> Path:
         path = (self._path or _recbole_folder()) / name
