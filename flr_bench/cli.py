@@ -36,6 +36,7 @@ from flr_bench.commands.options import (
     Track,
     Workers,
 )
+from flr_bench.commands.score import score
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ inspect_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(inspect_app, name="inspect")
+app.command()(score)
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)

@@ -158,7 +158,7 @@ def test_methods_and_data_are_listed(tmp_path: Path) -> None:
     assert "noise: number = 0.5, ≥ 0" in shown
     assert "decoding: 'plain' | 'd3' = 'plain'" in shown
     assert "ml-100k" in flr_bench(tmp_path, "data", "list").stdout
-    assert json.loads(flr_bench(tmp_path, "data", "show", "fake-data").stdout)["statistics"]["items"] == 15
+    assert json.loads(flr_bench(tmp_path, "data", "show", "fake-data", "--json").stdout)["statistics"]["items"] == 15
 
 
 def test_version(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flr_bench.commands.options import CACHE, AsJson, Cache, DataName, SourceName, complete_download
+from flr_bench.commands.options import CACHE, AsJson, Cache, DataName, SourceName, complete_download, complete_suite
 from flr_bench.errors import UsageError
 
 if TYPE_CHECKING:
+    from flr_bench.data.exporting import Choice
     from flr_bench.data.fetching import Progress
+    from flr_bench.data.prepared import FilterParams, SplitParams
 
 data_app = typer.Typer(
     help="List the data sets, fetch a public one, import one, or show one.",
@@ -77,11 +79,38 @@ def data_import(
 
 
 @data_app.command("show")
-def data_show(name: DataName, cache: Cache = CACHE) -> None:
-    """Prepare a data set if need be and print its statistics as JSON."""
+def data_show(
+    name: DataName,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Write a page with figures to this file.")] = None,
+    backbone: Annotated[
+        Path | None, typer.Option("--backbone", help="A backbone's folder: lengths in its tokens, too.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="The template of the examples: titles@1 or alpaca@1.")
+    ] = "titles@1",
+) -> None:
+    """Show a data set, prepared if need be: size, recipe, leakage and examples; with --json its manifest."""
     from flr_bench.data.prepared import describe, prepare
 
-    typer.echo(json.dumps(describe(prepare(name, cache)), indent=2, ensure_ascii=False))
+    data = prepare(name, cache)
+    if as_json:
+        typer.echo(json.dumps(describe(data), indent=2, ensure_ascii=False))
+    if as_json and page is None:
+        return
+    from flr_bench.report.data_view import as_text, tokenizer_of, view
+
+    shown = view(data, name, tokenizer=None if backbone is None else tokenizer_of(backbone), prompt=prompt)
+    if page is not None:
+        from flr_bench.report.data_page import write_page
+
+        write_page(data, shown, page)
+    if not as_json:
+        for line, heading in as_text(shown):
+            typer.secho(line, bold=heading)
+    if page is not None:
+        typer.secho(f"wrote {page}", err=True)
 
 
 @data_app.command("fetch")
@@ -184,3 +213,52 @@ def data_check(
     text = json.dumps(report.as_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(report.lines())
     typer.echo(text)
     raise typer.Exit(1 if report.changes_results else 0)
+
+
+@data_app.command("export")
+def data_export(
+    name: DataName,
+    to: Annotated[str, typer.Option("--to", help="recbole, latentr3_csv, minionerec or parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; must not be there, or be empty.")],
+    max_history: Annotated[
+        int | None,
+        typer.Option("--max-history", min=0, help="Items of a history at most; 0 for all. [10, or the suite's]"),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            help="Export the examples that this suite ranks, under its filters and split.",
+            autocompletion=complete_suite,
+        ),
+    ] = None,
+    profile: Annotated[str, typer.Option("--profile", help="Which profile of the suite.")] = "cpu",
+    cache: Cache = CACHE,
+) -> None:
+    """Write a data set's examples in a form that other people's code reads; see also flr-bench score.
+
+    Without --suite all examples of the default recipe are written, histories cut to 10 items.
+    """
+    from flr_bench.data.exporting import export
+    from flr_bench.data.prepared import prepare
+
+    choice, filters, split = _chosen(max_history, suite, profile)
+    manifest = export(prepare(name, cache, filters, split), name, to, out, choice)
+    counts = manifest["counts"]
+    typer.echo(f"{out}: {', '.join(f'{counts[part]} {part}' for part in ('train', 'valid', 'test'))} examples")
+    for line in manifest["not_carried"]:
+        typer.echo(f"not carried: {line}")
+    typer.echo(f"licence of the data: {manifest['source']['license']}")
+
+
+def _chosen(
+    max_history: int | None, suite: str | None, profile: str
+) -> tuple[Choice, FilterParams | None, SplitParams | None]:
+    """Which examples to export, and the recipe of the data they come from."""
+    if suite is not None:
+        from flr_bench.runner.external import suite_choice
+
+        return suite_choice(suite, profile, max_history)
+    from flr_bench.data.exporting import Choice
+
+    return Choice(max_history=10 if max_history is None else max_history or None), None, None

@@ -184,7 +184,12 @@ def _check_items(coded: CodedData, findings: Findings) -> None:
 def _check_titles(coded: CodedData, findings: Findings) -> None:
     import pyarrow.compute as pc
 
+    from flr_bench.data.leakage import near_duplicate_titles
+
     titles = coded.catalog["title"].combine_chunks()
+    for group in near_duplicate_titles(titles.to_pylist()).groups:
+        what = f"titles that differ only in case, signs or a remark on the edition: {', '.join(repr(one) for one in group[:3])}"
+        _note(coded, findings, what, "nothing, or merge the items if they are one", "near-duplicate titles")
     words = pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(titles))).to_numpy(
         zero_copy_only=False
     )

@@ -15,6 +15,7 @@ import numpy as np
 from flr_bench.data.coded import CodedData, code
 from flr_bench.data.filtering import FilterParams
 from flr_bench.data.given import derive_given
+from flr_bench.data.leakage import leakage_report
 from flr_bench.data.recipes import Derived, derive
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples, spread_over_users
@@ -209,9 +210,11 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
     )
     _refuse_empty(data, name, split)
     removed = {"interactions": len(coded) - len(log), "items": len(coded.catalog) - len(derived.items)}
+    counted = statistics(data, own_examples=derived.examples is not None)
     manifest = {
         "checksum": _checksum(data, derived),
-        "statistics": {**statistics(data, own_examples=derived.examples is not None), "removed": removed},
+        "statistics": {**counted, "removed": removed},
+        "leakage": leakage_report(data, counted["parts"]),
         "filtering": [dict(step) for step in derived.filtering],
         "remarks": list(coded.remarks),
         "counts": dict(coded.counts),

@@ -170,6 +170,7 @@ class PublishedSource(Source):
         """
         import pyarrow as pa
 
+        self.files()  # a missing one is said before the others are read
         info = read_info(self._file("info.txt"), self.info_columns)
         rows: dict[str, ExampleRows] = {}
         for part in _PARTS:

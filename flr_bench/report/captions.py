@@ -20,8 +20,25 @@ def caption(view: SuiteView, data: str) -> str:
         *_limits(settings),
         *_budgets(settings.get("budgets")),
         *remarks(view, data),
+        *_external(view, data),
     ]
     return "; ".join(parts) + "."
+
+
+def _external(view: SuiteView, data: str) -> list[str]:
+    """Where the rankings of external rows come from."""
+    shown = []
+    for row in view.rows:
+        cells = view.rank_cells(row, data) if row.is_external else []
+        made = [cell.inputs["fit"]["external"] for cell in cells]
+        said = sorted({str(fit["provenance"]) for fit in made if fit["provenance"]})
+        sums = ", ".join(str(fit["sha256"])[:12] for fit in made)
+        shown += [f"{row.label} ({'; '.join([*said, f'sha256 {sums}'])})"] if made else []
+    if not shown:
+        return []
+    return [
+        f"external rows were ranked by other code on the exported examples and only measured here: {', '.join(shown)}"
+    ]
 
 
 def remarks(view: SuiteView, data: str) -> tuple[str, ...]:
@@ -40,8 +57,10 @@ def test_counts(view: SuiteView, data: str) -> str:
 def missing_notes(view: SuiteView, data: str) -> tuple[str, ...]:
     """One line that counts the missing cells and one per recorded failure."""
     missing = [(row, seed, cell) for row, where, seed, cell in view.missing() if where == data]
+    # Data that the suite was not run on has no table of its own: every table tells of it.
+    others = tuple(text for where, text in view.record.get("left_out") or () if where == data or where not in view.data)
     if not missing:
-        return ()
+        return others
     planned = sum(len(row.seeds(data)) for row in view.rows)
     lines = [
         f"{len(missing)} of {planned} rankings are missing: '{GAP} (found/planned)' stands where a seed is absent; "
@@ -55,7 +74,7 @@ def missing_notes(view: SuiteView, data: str) -> tuple[str, ...]:
             if e is not None
         ]
         lines += [f"{row.label}, seed {seed}: {errors[0]}"] if errors else []
-    return tuple(lines)
+    return (*lines, *others)
 
 
 def _counts(cell: Cell) -> tuple[int, int]:

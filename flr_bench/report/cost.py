@@ -18,7 +18,7 @@ def cost_table(view: SuiteView, data: str) -> Table:
     *Train* sums the row's own trained stages and the models that its decoding needs besides; what all
     rows of a method share (the pretrained backbone) has its own column and is spent once.  *Rank*
     includes time spent on a search that another row of the same model shares, so that every row shows
-    what it would cost alone.
+    what it would cost alone.  Rows that other code ranked have no cost here and are left out.
     """
     columns = (
         Column("data", "Data", csv_only=True),
@@ -31,7 +31,7 @@ def cost_table(view: SuiteView, data: str) -> Table:
         Column("parameters_total", "Parameters", "mean", digits=0),
         Column("parameters_trained", "Trained", "mean", digits=0),
     )
-    rows = grouped(view.rows)
+    rows = tuple(row for row in grouped(view.rows) if not row.is_external)
     body = [(Entry(data), Entry(row.label), *(mean_entry(v) for v in _figures(view, row, data))) for row in rows]
     return Table(
         f"{view.name}-{view.profile}-{data}-cost",
@@ -83,7 +83,7 @@ class _Chain:
 
     def rank(self, refs: CellRefs) -> float | None:
         cell = self.view.store.cell(refs.rank)
-        if cell is None:
+        if cell is None or "seconds" not in cell.metrics:
             return None
         shared = float((cell.metrics.get("measurements") or {}).get("reused_seconds", 0.0))
         return float(cell.metrics["seconds"]) + shared
@@ -115,7 +115,7 @@ def _add(first: float | None, second: float | None) -> float | None:
 
 
 def _where(view: SuiteView, data: str) -> str:
-    cells = [cell for row in view.rows for cell in view.rank_cells(row, data)]
+    cells = [cell for row in view.rows if not row.is_external for cell in view.rank_cells(row, data)]
     places = sorted(
         {f"{c.environment.get('device', '?')} with {c.environment.get('threads', '?')} thread(s)" for c in cells}
     )

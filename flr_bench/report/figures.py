@@ -8,7 +8,7 @@ global state of pyplot, no display needed.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from statistics import fmean
@@ -45,7 +45,7 @@ def draw_figures(view: SuiteView, data: str) -> dict[str, dict[str, bytes]]:
 
 def rendered(draw: Callable[[], Figure | None]) -> dict[str, bytes]:
     """The bytes of a figure by file ending, drawn in the one style; nothing where there is none to draw."""
-    with _style():
+    with figure_style():
         figure = draw()
         return {} if figure is None else _encode(figure)
 
@@ -280,12 +280,17 @@ def _model_legend(figure: Figure, palette: dict[str, Any], dashes: dict[str, str
 
 # ---------------------------------------------------------------- files
 @contextmanager
-def _style() -> Iterator[None]:
+def figure_style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """The one look of all figures, with identifiers that do not depend on chance.
+
+    Args:
+        more: matplotlib settings on top of it.
+    """
     import matplotlib as mpl
     import seaborn as sns
 
     fixed = {"svg.hashsalt": "flr-bench", "svg.fonttype": "path", "font.family": ["DejaVu Sans"], "font.size": 9}
-    with mpl.rc_context({**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), **fixed}):
+    with mpl.rc_context({**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), **fixed, **(more or {})}):
         yield
 
 

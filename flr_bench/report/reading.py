@@ -18,6 +18,8 @@ import numpy.typing as npt
 from flr_bench.errors import DamagedFileError, UsageError
 
 FORMAT = 1
+EXTERNAL = "external"
+"""Family of rows that other code ranked and this one only measured."""
 Json = dict[str, Any]
 
 
@@ -70,6 +72,11 @@ class Row:
     def is_control(self) -> bool:
         """Controls and untuned models stand beside the methods, not in competition with them."""
         return self.control is not None or self.stages[-1:] == ("untuned",)
+
+    @property
+    def is_external(self) -> bool:
+        """Whether other code made its rankings, on exported examples; there is no fit and no cost then."""
+        return self.family == EXTERNAL
 
     @property
     def trained_label(self) -> str:
@@ -161,7 +168,8 @@ class StoreReader:
             UsageError: a name that no record has; the message lists those there are.
             DamagedFileError: a record cannot be read or is of another format.
         """
-        views = [SuiteView(self, read_json(path)) for path in sorted((self.root / "suites").glob("*.json"))]
+        paths = sorted((self.root / "suites").glob("*.json"))
+        views = [SuiteView(self, _with_external(read_json(p), self.root / "external" / p.name)) for p in paths]
         kept = [
             view
             for view in views
@@ -292,6 +300,53 @@ class SuiteView:
             for row in self.rows:
                 for seed in row.seeds(data):
                     yield row, data, seed
+
+
+def _with_external(record: Json, path: Path) -> Json:
+    """A suite's record together with the rows that others ranked, as far as they were ranked alike.
+
+    What does not fit (other data, another test selection, fewer cut-offs) is named under ``left_out``, by
+    data set, so that no row vanishes unsaid.
+    """
+    if not path.is_file():
+        return record
+    external = read_json(path)
+    rows, left_out = [], []
+    for row in external["rows"]:
+        cells: Json = {}
+        for data, seeds in row["cells"].items():
+            for seed, refs in seeds.items():
+                reason = _misfit(record, data, refs["external"])
+                if reason is None:
+                    cells.setdefault(data, {})[seed] = refs
+                else:
+                    left_out.append((data, f"{row['label']}, {data}, seed {seed} is left out: {reason}"))
+        rows += [{**row, "cells": cells}] if cells else []
+    merged = [*record["rows"], *rows]
+    labels = {row["label"] for row in merged}
+    contrasts = [c for c in external.get("contrasts") or [] if {c["of"], c["against"]} <= labels]
+    return {
+        **record,
+        "rows": merged,
+        "contrasts": [*(record.get("contrasts") or []), *contrasts],
+        "left_out": left_out,
+    }
+
+
+def _misfit(record: Json, data: str, refs: Json) -> str | None:
+    """Why a ranking that others made does not stand in a suite's tables; ``None`` if it does."""
+    if data not in record["data"]:
+        return "the suite was run on other data"
+    manifest = (record.get("data_manifests") or {}).get(data) or {}
+    if refs["data_checksum"] != manifest.get("checksum"):
+        return "it was ranked on data that was prepared otherwise"
+    if not set(record["k"]) <= set(refs["k"]):
+        return "it was scored at other cut-offs; score it again"
+    settings = record.get("settings") or {}
+    for name in ("test_examples", "seen_items", "max_history"):
+        if refs[name] != settings.get(name):
+            return f"it was ranked with {name} {refs[name]}, the suite has {settings.get(name)}"
+    return None
 
 
 def results_folder(root: Path, version: str, profile: str) -> Path:

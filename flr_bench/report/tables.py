@@ -178,7 +178,7 @@ def reference_row(view: SuiteView) -> Row | None:
     named = view.settings.get("reference")
     if named is not None:
         return view.row(str(named))
-    methods = {row.method for row in view.rows if not row.is_control}
+    methods = {row.method for row in view.rows if not (row.is_control or row.is_external)}
     return view.rows[0] if len(methods) == 1 and len(view.rows) > 1 else None
 
 
@@ -187,7 +187,7 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
     reference = reference_row(view)
     if reference is None:
         return None
-    others = [row for row in view.rows if row.label != reference.label]
+    others = [row for row in view.rows if row.label != reference.label and not row.is_external]
     compared = compare(view, [(row.label, reference.label) for row in others], data, view.primary)
     largest = view.cutoffs[-1]
     names = tuple(dict.fromkeys((view.primary, f"hr@{largest}")))

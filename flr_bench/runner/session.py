@@ -202,6 +202,9 @@ def _stamp(session: Session, results: Path) -> dict[str, Any]:
     cells = closure(cell for row in session.plan.rows for cell in row.cells.values())
     present = sorted(cell.hash for cell in cells if cell.hash in session.store)
     failures = session.store.failures(cell.hash for cell in cells)
-    content = canonical_json([session.plan.record(), present, failures])
+    external = session.store.external_path(session.plan.file.suite.version, session.plan.profile_name)
+    # Only where there are such rows: what was written before there could be any stays current.
+    others = [read_json(external)] if external.is_file() else []
+    content = canonical_json([session.plan.record(), present, failures, *others])
     where = results.resolve() / tables_folder(session)
     return {"results": str(where), "content": hashlib.sha256(content.encode()).hexdigest()}

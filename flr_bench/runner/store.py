@@ -8,6 +8,7 @@
                                              thoughts.parquet (:mod:`flr_bench.runner.traces`)
     <root>/failures/<hash>.json              the last failure of a cell that is not there
     <root>/suites/<name@n>-<profile>.json    rows of a suite and the cells behind them
+    <root>/external/<name@n>-<profile>.json  rows that other code ranked and flr-bench score measured
     <root>/checkpoints/<hash>/               where an interrupted fit goes on; removed once its cell is there
     <root>/searches/<name@n>-<profile>.json  rows of the last ``flr-bench inspect search`` on a suite
     <root>/tables/<name@n>-<profile>.json    what the tables were last written from
@@ -145,7 +146,7 @@ class Store:
             FlrBenchError: the folder cannot be written.
         """
         ensure_writable(self.root, "runs", "--runs")
-        for name in ("cells", "failures", "searches", "suites", "tables", "tmp"):
+        for name in ("cells", "external", "failures", "searches", "suites", "tables", "tmp"):
             (self.root / name).mkdir(exist_ok=True)
         if not (self.root / "store.json").exists():
             write_json(self.root / "store.json", {"format": FORMAT})
@@ -218,6 +219,10 @@ class Store:
     def suite_path(self, version: str, profile: str) -> Path:
         """Where the record of a suite lies, or will; every version has its own."""
         return self.root / "suites" / f"{version}-{profile}.json"
+
+    def external_path(self, version: str, profile: str) -> Path:
+        """Where the record of rows lies, or will, that others ranked (:mod:`flr_bench.runner.external`)."""
+        return self.root / "external" / f"{version}-{profile}.json"
 
     def search_path(self, version: str, profile: str) -> Path:
         """Where the record of a suite's last ``flr-bench inspect search`` lies, or will."""

@@ -249,7 +249,7 @@ class Workshop:
             return dict(cost.figures)
         evaluation = evaluate(ranking, examples, split.catalog, cell.ks, split.interactions)
         evaluation.per_example.to_parquet(folder / "per_example.parquet", index=False)
-        _write_ranking(folder / "ranking.parquet", examples, ranking)
+        write_ranking(folder / "ranking.parquet", examples, ranking)
         if ranking.traces is not None:
             write_traces(folder / "thoughts.parquet", examples, ranking.traces)
         return {
@@ -555,7 +555,8 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
+def write_ranking(path: Path, examples: Examples, ranking: Ranking) -> None:
+    """Write ``ranking.parquet``: per example its id, items, scores and the ranking's own figures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -302,6 +302,12 @@ def coded(**changes: object) -> CodedData:
         ({"users": np.array([0, 0, 0, 1], np.int32)}, "single interaction", "note", "1 of 2 users"),
         ({"timestamps": np.array([1, 2, 3, 3])}, "tied times", "note", "50.0%"),
         ({"catalog": pa.table({"item": ["a", "b"], "title": ["A", "w " * 101]})}, "long title", "note", "101 words"),
+        (
+            {"catalog": pa.table({"item": ["a", "b"], "title": ["The Wall", "the wall!"]})},
+            "near-duplicate titles",
+            "note",
+            "'the wall!'",
+        ),
         ({"remarks": ("Be careful.",)}, "remark", "note", "Be careful."),
         ({"counts": {"titles_changed": 3, "none": 0}}, "count", "note", "titles changed: 3"),
     ],
