@@ -188,7 +188,7 @@ def _check_titles(coded: CodedData, findings: Findings) -> None:
 
     titles = coded.catalog["title"].combine_chunks()
     for group in near_duplicate_titles(titles.to_pylist()).groups:
-        what = f"titles that differ only in case, signs or a remark on the edition: {', '.join(repr(one) for one in group[:3])}"
+        what = f"titles that differ only in case, signs or edition: {', '.join(repr(one) for one in group[:3])}"
         _note(coded, findings, what, "nothing, or merge the items if they are one", "near-duplicate titles")
     words = pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(titles))).to_numpy(
         zero_copy_only=False
