@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flr_bench.data.recipes import Derived
+from flr_bench.data.derived import Derived
 from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples
 from flr_bench.errors import DataError
 from flr_bench.interface import Examples, Int32s, Interactions

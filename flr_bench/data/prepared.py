@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flr_bench.data.coded import CodedData, code
+from flr_bench.data.derived import Derived
 from flr_bench.data.filtering import FilterParams
-from flr_bench.data.given import derive_given
 from flr_bench.data.leakage import leakage_report
-from flr_bench.data.recipes import Derived, derive
+from flr_bench.data.recipes import derive, effective_split
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples, spread_over_users
 from flr_bench.data.statistics import statistics
@@ -152,14 +152,15 @@ def prepare(
     Args:
         name: a registered data set.
         cache: the cache folder.
-        filters: which interactions stay; by default all.  Not applied to a source that brings its
-            own examples.
+        filters: which interactions stay; by default all.  Of a source that brings its own examples
+            only users can be sampled.
         split: how they are split; by default ``global_temporal`` 80/10/10.  Data that bring their own
-            examples keep those.
+            examples keep those; only ``targets`` applies to them.
         source: an instance to use instead of the registered class's default one.
 
     Raises:
         UnknownNameError: no data set has that name.
+        UsageError: filters, split and data do not go together.
         DataError: the source cannot be used, or the split leaves a part empty.
         DamagedFileError: the prepared files were altered.
         FlrBenchError: the cache folder cannot be written.
@@ -170,8 +171,8 @@ def prepare(
     recipe: dict[str, Any] = {
         "revision": REVISION,
         "source": {"name": name, "checksum": source.checksum()},
-        "filters": {} if own else filters.model_dump(mode="json"),
-        "split": {"name": GIVEN} if own else split.recipe(),
+        "filters": {} if own and filters == FilterParams() else filters.model_dump(mode="json"),
+        "split": effective_split(split, given=own).recipe(),
     }
     folder = cache / "data" / hashlib.sha256(canonical(recipe)).hexdigest()[:20]
     if not folder.is_dir():
@@ -186,8 +187,8 @@ def prepare(
 def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: SplitParams) -> PreparedData:
     """Filter, order and split raw data, in memory.
 
-    Data that bring their own examples are neither filtered nor split
-    (:func:`flr_bench.data.given.derive_given`).
+    Data that bring their own examples are neither filtered nor split, but users may be sampled and
+    targets chosen (:func:`flr_bench.data.recipes.derive`).
 
     Args:
         name: the data set's name, for messages.
@@ -199,7 +200,7 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
         DataError: the tables cannot be used, nothing is left, or a part has no examples.
     """
     coded = raw if isinstance(raw, CodedData) else code(raw)
-    derived = derive(coded, filters, split) if coded.given is None else derive_given(coded, split)
+    derived = derive(coded, filters, split)
     log, parts = derived.log, derived.parts
     data = PreparedData(
         log,
