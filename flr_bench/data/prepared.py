@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from flr_bench.data.coded import CodedData, code
+from flr_bench.data.derived import Derived
 from flr_bench.data.filtering import FilterParams
-from flr_bench.data.given import completed, without_unused_items
 from flr_bench.data.imports import ImportedData, open_dataset
 from flr_bench.data.leakage import leakage_report
-from flr_bench.data.recipes import Derived, derive, effective_split
+from flr_bench.data.recipes import derive, effective_split
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples, spread_over_users
 from flr_bench.data.statistics import statistics
@@ -163,24 +163,27 @@ def prepare(
     Args:
         name: an embedded or imported data set.
         cache: the cache folder.
-        filters: which interactions stay; by default all.
+        filters: which interactions stay; by default all.  Of data that bring their own examples only
+            users can be sampled.
         split: how they are split; by default ``global_temporal`` 80/10/10.  Data that bring their own
-            examples keep those.
+            examples keep those; only ``targets`` applies to them.
         source: an instance to use instead of what has that name.
 
     Raises:
         UnknownNameError: no data set has that name.
+        UsageError: filters, split and data do not go together.
         DataError: the source cannot be used, or the split leaves a part empty.
         DamagedFileError: the prepared files were altered.
         FlrBenchError: the cache folder cannot be written.
     """
     filters, split = filters or FilterParams(), split or SplitParams()
     source = source if source is not None else open_dataset(name, cache)
+    own = source.brings_split
     recipe: dict[str, Any] = {
         "revision": REVISION,
         "source": {"name": name, "checksum": source.checksum()},
-        "filters": filters.model_dump(mode="json"),
-        "split": effective_split(split, given=source.brings_split).recipe(),
+        "filters": {} if own and filters == FilterParams() else filters.model_dump(mode="json"),
+        "split": effective_split(split, given=own).recipe(),
     }
     folder = cache / "data" / hashlib.sha256(canonical(recipe)).hexdigest()[:20]
     if not folder.is_dir():
@@ -194,8 +197,8 @@ def prepare(
 def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: SplitParams) -> PreparedData:
     """Filter, order and split raw data, in memory.
 
-    Data that bring their own examples keep them, and their catalog stays whole
-    (:func:`flr_bench.data.given.completed`).
+    Data that bring their own examples are neither filtered nor split, but users may be sampled and
+    targets chosen (:func:`flr_bench.data.recipes.derive`).
 
     Args:
         name: the data set's name, for messages.
@@ -207,11 +210,9 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
         DataError: the tables cannot be used, nothing is left, or a part has no examples.
     """
     coded = raw if isinstance(raw, CodedData) else code(raw)
-    derived = derive(completed(coded), filters, split)
+    derived = derive(coded, filters, split)
     log, parts = derived.log, derived.parts
     examples = derived.examples or {part: make_examples(log, parts, number) for number, part in enumerate(PARTS)}
-    if coded.given is not None:
-        examples = {part: without_unused_items(examples[part]) for part in PARTS}
     data = PreparedData(
         log,
         parts,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flr_bench.data.filtering import Bools, Filtered, FilterParams, apply_filters, sample_users
+from flr_bench.data.derived import Derived
+from flr_bench.data.filtering import Filtered, FilterParams, Sample, apply_filters, sample_users
+from flr_bench.data.given import derive_given
 from flr_bench.data.sorting import renumber_by_appearance
 from flr_bench.data.splitting import (
     PARTS,
-    TRAIN,
     Int8s,
     SplitParams,
     assign_parts,
@@ -21,7 +22,7 @@ from flr_bench.data.splitting import (
     order_in_time,
     order_of_source,
 )
-from flr_bench.errors import UsageError
+from flr_bench.errors import DataError, UsageError
 from flr_bench.interface import Examples, Int32s, Int64s, Interactions
 
 if TYPE_CHECKING:
@@ -29,39 +30,11 @@ if TYPE_CHECKING:
 
     from flr_bench.data.coded import CodedData
 
-__all__ = ["LATENTR3_SPLIT", "Derived", "check_together", "derive", "effective_split"]
+__all__ = ["LATENTR3_SPLIT", "Derived", "check_given", "check_together", "derive", "effective_split"]
 
 LATENTR3_SPLIT = SplitParams(cut="examples", ties="source")
 """The split of the recipe ``latentr3_amazon18``; ``targets`` may be chosen besides."""
 LATENTR3_HISTORY = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Derived:
-    """What filters and split make of coded data; users and items are numbered anew.
-
-    Attributes:
-        users: ``[users]`` int64, for each new user its index in the coded data's ``user_keys``.
-        items: ``[items]`` int64, for each new item its row in the coded data's ``catalog``; ascending, but
-            for the shuffled numbers of ``latentr3_amazon18``.
-        catalog: the rows at ``items``; titles as the recipe leaves them.
-        log: every interaction in the order of time, users and items by their new numbers.
-        parts: ``[n]`` int8, the part of each interaction (0 train, 1 valid, 2 test).
-        examples: the examples of ``train``, ``valid`` and ``test`` where they are not simply those that
-            :func:`flr_bench.data.splitting.make_examples` makes of log and parts; else ``None``.
-        split: the rule that was used; ``given`` for data that bring their own examples, whatever was asked.
-        filtering: what each step left, in their order: ``step`` (``source`` first) and the number of
-            ``interactions``, ``users`` and ``items`` after it.
-    """
-
-    users: Int64s
-    items: Int64s
-    catalog: pa.Table
-    log: Interactions
-    parts: Int8s
-    examples: Mapping[str, Examples] | None
-    split: SplitParams
-    filtering: tuple[Mapping[str, Any], ...]
 
 
 def derive(coded: CodedData, filters: FilterParams, split: SplitParams) -> Derived:
@@ -80,10 +53,8 @@ def derive(coded: CodedData, filters: FilterParams, split: SplitParams) -> Deriv
         DataError: duplicates are refused, a rule needs what the data lack, or nothing is left.
     """
     if coded.given is not None:
-        return _derive_given(coded, coded.given, filters, split)
-    if split.name == "given":
-        raise UsageError(f"{coded.origin}: the data bring no examples of their own; name another split than 'given'")
-    check_together(filters, split)
+        return _derive_given(coded, filters, split)
+    check_together(filters, split, coded.origin)
     kept = apply_filters(coded, filters)
     keys = coded.user_keys
     order = _order(coded, kept, split)
@@ -116,12 +87,19 @@ def effective_split(split: SplitParams, *, given: bool) -> SplitParams:
     return SplitParams(name="given", targets=split.targets, seed=split.seed if split.targets == "random" else 0)
 
 
-def check_together(filters: FilterParams, split: SplitParams) -> None:
-    """Refuse a split that is not the published one under a published recipe.
+def check_together(filters: FilterParams, split: SplitParams, name: str) -> None:
+    """Refuse a split that is not the published one under a published recipe, and ``given`` without examples.
+
+    Args:
+        filters: which interactions stay.
+        split: how they are split.
+        name: data that bring no examples of their own, for messages.
 
     Raises:
-        UsageError: says which split the recipe has.
+        UsageError: says which split to name.
     """
+    if split.name == "given":
+        raise UsageError(f"{name} brings no examples of its own; name another split than 'given'")
     if (
         filters.recipe == "latentr3_amazon18"
         and split.model_copy(update={"targets": "all", "seed": 0}) != LATENTR3_SPLIT
@@ -164,56 +142,76 @@ def _evaluated(examples: Mapping[str, Examples], split: SplitParams, user_keys: 
     return {"train": examples["train"], **chosen}
 
 
-def _derive_given(
-    coded: CodedData, given: Mapping[str, Examples], filters: FilterParams, split: SplitParams
-) -> Derived:
-    sample = filters.sample
-    if filters != FilterParams(recipe=filters.recipe, sample=sample) or filters.recipe == "latentr3_amazon18":
+def check_given(filters: FilterParams, name: str) -> None:
+    """Refuse filters that would change examples which the data bring themselves.
+
+    Args:
+        filters: a sample of users may be among them, and nothing else.
+        name: the data, for messages.
+
+    Raises:
+        UsageError: there is another filter.
+    """
+    if filters not in (FilterParams(sample=filters.sample), FilterParams(recipe="none", sample=filters.sample)):
         raise UsageError(
-            f"{coded.origin}: the data bring their own examples, and filters would change them; "
-            "leave the filters out (but for a sample of users)"
+            f"{name} brings its own examples, which cannot be filtered; leave out filters (but for a sample of users) "
+            f"or {name}"
         )
-    if sample is not None and sample.users is None:
-        raise UsageError(f"{coded.origin}: of data that bring their own examples only users can be sampled")
-    present = np.zeros(len(coded.user_keys), dtype=np.bool_)
-    for column in (coded.users, *(given[name].users for name in PARTS)):
-        present[column] = True
-    steps = [_given_step("source", coded, given, present)]
-    if sample is not None and sample.users is not None:
-        everyone = np.flatnonzero(present)
-        chosen = sample_users(coded.user_keys.take(everyone).to_pylist(), sample.users, seed=sample.seed)
-        present[everyone[~chosen]] = False
-        given = {name: given[name].take(np.flatnonzero(present[given[name].users])) for name in PARTS}
-        step = _given_step(f"sample: {sample.label}", coded, given, present)
-        steps.append({**step, "share_of_interactions": step["interactions"] / max(1, len(coded))})
-    rows = np.flatnonzero(present[coded.users])
-    # A stable sort: what a source tells apart within one time it tells by the order of rows.
-    order = rows[np.argsort(coded.timestamps[rows], kind="stable")]
-    kept_users = np.flatnonzero(present)
-    new = _inverse(kept_users, len(present))
-    examples = {name: replace(given[name], users=new[given[name].users]) for name in PARTS}
+    if filters.sample is not None and filters.sample.users is None:
+        raise UsageError(f"{name} brings its own examples, of which only users can be sampled; name a share of 'users'")
+
+
+def _derive_given(coded: CodedData, filters: FilterParams, split: SplitParams) -> Derived:
+    check_given(filters, coded.origin)
     rule = effective_split(split, given=True)
-    keys = coded.user_keys.take(kept_users).to_pylist() if rule.targets == "random" else ()
-    return Derived(
-        users=kept_users,
-        items=np.arange(len(coded.catalog), dtype=np.int64),
-        catalog=coded.catalog,
-        log=Interactions(new[coded.users[order]], coded.items[order], coded.timestamps[order]),
-        parts=np.full(len(order), TRAIN, dtype=np.int8),
-        examples=_evaluated(examples, rule, keys),
-        split=rule,
-        filtering=tuple(steps),
+    whole = derive_given(coded, rule)
+    derived = whole
+    if filters.sample is not None:
+        derived = derive_given(_sample_of_users(coded, whole, filters.sample), rule)
+    keys = coded.user_keys.take(derived.users).to_pylist() if rule.targets == "random" else ()
+    steps = [_given_step("source", whole)]
+    if filters.sample is not None:
+        share = len(derived.log) / max(1, len(whole.log))
+        steps.append({**_given_step(f"sample: {filters.sample.label}", derived), "share_of_interactions": share})
+    return replace(derived, examples=_evaluated(derived.examples or {}, rule, keys), filtering=tuple(steps))
+
+
+def _sample_of_users(coded: CodedData, whole: Derived, sample: Sample) -> CodedData:
+    """The chosen users' training interactions and examples.
+
+    Raises:
+        DataError: they have no examples of one part.
+    """
+    chosen = np.zeros(len(coded.user_keys), dtype=np.bool_)
+    keys = coded.user_keys.take(whole.users).to_pylist()
+    chosen[whole.users] = sample_users(keys, sample.users or 0.0, seed=sample.seed)
+    given = {}
+    for part, examples in (coded.given or {}).items():
+        given[part] = examples.take(np.flatnonzero(chosen[examples.users]))
+        if not len(given[part]):
+            raise DataError(
+                f"{coded.origin}: nothing is left of the {part} examples after the filter 'sample: {sample.label}'; "
+                "take a larger share"
+            )
+    rows = np.flatnonzero(chosen[coded.users])
+    return replace(
+        coded,
+        users=coded.users[rows],
+        items=coded.items[rows],
+        timestamps=coded.timestamps[rows],
+        ratings=coded.ratings[rows] if coded.ratings is not None else None,
+        given=given,
     )
 
 
-def _given_step(step: str, coded: CodedData, given: Mapping[str, Examples], present: Bools) -> dict[str, Any]:
+def _given_step(step: str, derived: Derived) -> dict[str, Any]:
     """Counts of train interactions, and of examples beside them: a source that brings its own has both."""
     return {
         "step": step,
-        "interactions": int(np.count_nonzero(present[coded.users])),
-        "users": int(np.count_nonzero(present)),
-        "items": len(coded.catalog),
-        "examples": {name: len(given[name]) for name in PARTS},
+        "interactions": len(derived.log),
+        "users": len(derived.users),
+        "items": len(derived.items),
+        "examples": {name: len(examples) for name, examples in (derived.examples or {}).items()},
     }
 
 

@@ -17,6 +17,7 @@ def caption(view: SuiteView, data: str) -> str:
         f"split {_split(_split_of(view, data))}, history of at most {settings.get('max_history', '?')} items, "
         f"items of the history {_seen(settings.get('seen_items'))}",
         f"seeds {', '.join(str(seed) for seed in view.record.get('seeds', []))} (methods without randomness run once)",
+        *_filters(_manifest_of(view, data)),
         *_limits(settings),
         *_budgets(settings.get("budgets")),
         *remarks(view, data),
@@ -93,9 +94,25 @@ def _split(split: Any) -> str:
     if not isinstance(split, dict):
         return str(split or "?")
     if split.get("name") == "given":
-        return "given by the source"
+        targets = ", ".join(f"{key} {_short(value)}" for key, value in sorted(split.items()) if key != "name")
+        return "given by the source" + (f" ({targets})" if targets else "")
     rest = ", ".join(f"{key} {_short(value)}" for key, value in sorted(split.items()) if key != "name")
     return f"{split.get('name', '?')} ({rest})" if rest else str(split.get("name", "?"))
+
+
+def _filters(manifest: dict[str, Any]) -> list[str]:
+    """Recipe and filters where they leave something out, and the share that a sample keeps."""
+    filters = (manifest.get("recipe") or {}).get("filters") or {}
+    told = {key: value for key, value in filters.items() if value and key != "sample"}
+    if told.get("duplicates") == "refuse":
+        del told["duplicates"]
+    recipe = told.pop("recipe", "core")
+    rules = ", ".join(f"{key} {_short(value)}" for key, value in sorted(told.items()))
+    shown = [f"recipe {recipe} ({rules})" if rules else f"recipe {recipe}"] if rules or recipe != "core" else []
+    for step in manifest.get("filtering") or ():
+        if "share_of_interactions" in step:
+            shown.append(f"{step['step']} ({100 * step['share_of_interactions']:.1f} % of the interactions)")
+    return shown
 
 
 def _seen(seen: Any) -> str:

@@ -5,11 +5,13 @@ Planning needs no torch: it reads the prepared data's manifest and validates par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flr_bench.data.filtering import FilterParams
 from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.interface import CellSpec, FitSpec, Params, PrepareSpec, Recommender
 from flr_bench.registry import METRICS, PREPARERS, RECOMMENDERS
@@ -117,10 +119,7 @@ class Plan:
         dumped = suite.model_dump(mode="json")
         settings = {
             **{name: dumped[name] for name in ("max_history", "seen_items", "split", "filters", "shared")},
-            # One device goes without saying: records from before there could be several stay as they are.
-            **profile.model_dump(
-                mode="json", exclude={"shared", "seeds", "workers"} | ({"devices"} if profile.devices == 1 else set())
-            ),
+            **profile.model_dump(mode="json", exclude={"shared", "seeds", "workers"} | _of_no_account(profile)),
             "shared": merged(suite.shared, profile.shared),
         }
         return {
@@ -138,6 +137,11 @@ class Plan:
             "data_manifests": {key: dict(manifest) for key, manifest in self.manifests.items()},
             "rows": [row.record() for row in self.rows],
         }
+
+
+def _of_no_account(profile: Profile) -> set[str]:
+    """What goes without saying: records from before there was a choice stay as they are."""
+    return {name for name, without in (("devices", 1), ("sample", None)) if getattr(profile, name) == without}
 
 
 def closure(cells: Iterable[Cell]) -> list[Cell]:
@@ -179,35 +183,53 @@ def prepare_data(file: SuiteFile, profile: Profile, cache: Path) -> list[Prepare
     """Prepare the suite's data sets, each under each of its splits, or as it is if it brings its own.
 
     Raises:
-        UsageError: a data set is unknown, or the suite filters one that brings its own examples; names
-            file and line.
+        UsageError: a data set is unknown, or filters, split and data do not go together; names file and
+            line.
         DataError: a source cannot be used, or a split is empty.
     """
     from flr_bench.data.imports import open_dataset
-    from flr_bench.data.prepared import FilterParams, prepare
+    from flr_bench.data.prepared import prepare
+    from flr_bench.data.recipes import check_given, check_together, effective_split
 
     suite = file.suite
+    filters = _filters(file, profile)
     out = []
     for index, name in enumerate(suite.data):
-        try:
-            dataset = open_dataset(name, cache)
-        except UsageError as error:
-            raise file.error(("data", index), str(error)) from error
-        if dataset.brings_split and suite.filters != FilterParams():
-            raise file.error(
-                ("filters",), f"{name} brings its own examples, which cannot be filtered; leave out filters or {name}"
-            )
+        with _at(file, ("data", index)):
+            own = open_dataset(name, cache).brings_split
         # Data that bring their own split are there once, whatever splits the suite or its profile name.
-        splits = (suite.split,) if dataset.brings_split else profile.splits or (suite.split,)
+        splits = (suite.split,) if own else profile.splits or (suite.split,)
+        if own:
+            with _at(file, ("filters",)):
+                check_given(filters, name)
         for split in splits:
-            data = prepare(name, cache, suite.filters, split)
+            with _at(file, ("split",)):
+                if not own:
+                    check_together(filters, split, name)
+            data = prepare(name, cache, filters, split)
             key = name if split is splits[0] else f"{name} ({split.name})"
-            recipe = {"filters": suite.filters.model_dump(mode="json"), "split": split.model_dump(mode="json")}
-            if dataset.brings_split:
-                recipe["split"] = {"name": "given"}
+            rule = effective_split(split, given=own)
+            recipe = {"filters": filters.model_dump(mode="json"), "split": rule.model_dump(mode="json")}
             ref = DataRef(key=key, name=name, checksum=data.checksum, **recipe)
             out.append(PreparedRef(ref, data.manifest))
     return out
+
+
+def _filters(file: SuiteFile, profile: Profile) -> FilterParams:
+    """The suite's filters, with the profile's sample in place of their own."""
+    if profile.sample is None:
+        return file.suite.filters
+    given = {**file.suite.filters.model_dump(), "sample": profile.sample.model_dump()}
+    return file.check(FilterParams, given, [("filters",)])
+
+
+@contextmanager
+def _at(file: SuiteFile, where: Location) -> Iterator[None]:
+    """Errors of what a suite asks for name its file and line."""
+    try:
+        yield
+    except UsageError as error:
+        raise file.error(where, str(error)) from error
 
 
 @dataclass(frozen=True)

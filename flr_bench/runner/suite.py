@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from flr_bench.data.filtering import Sample
 from flr_bench.data.prepared import FilterParams, SplitParams
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.interface import Budget, Params
@@ -48,6 +49,7 @@ class Profile(Params):
     budgets: dict[str, StageBudget] = Field(description="by stage, the same for every method that has the stage")
     shared: dict[str, dict[str, Any]] = Field({}, description="parameters by family, over the suite's own")
     splits: tuple[SplitParams, ...] | None = Field(None, min_length=1, description="in place of the suite's one split")
+    sample: Sample | None = Field(None, description="a part of the data, in place of the filters' own sample")
     seeds: int | tuple[int, ...] | None = Field(None, description="in place of the suite's seeds")
 
     @field_validator("seeds")

@@ -264,8 +264,7 @@ class Workshop:
         from flr_bench.data.prepared import FilterParams, SplitParams, prepare
 
         if ref.checksum not in self._data:
-            split = None if ref.split == {"name": "given"} else SplitParams(**ref.split)
-            data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), split)
+            data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), SplitParams(**ref.split))
             if data.checksum != ref.checksum:
                 raise FlrBenchError(f"the data of {ref.name} changed while the suite was running; start it again")
             self._data[ref.checksum] = data

@@ -556,20 +556,34 @@ def test_targets_and_users_of_given_examples_may_be_chosen() -> None:
     assert [row[2] for row in rows_of(coded, last, TEST)] == ["i4", "i3"]
     assert [row[2] for row in rows_of(coded, last, VALID)] == ["i3"]
     assert len(rows_of(coded, last, TRAIN)) == 2
-    for seed in range(4):
-        derived = derive(coded, FilterParams(sample=Sample(users=0.4, seed=seed)), SplitParams())
-        (user,) = (coded.user_keys[int(number)].as_py() for number in derived.users)
+
+
+def test_a_sample_of_given_examples_keeps_whole_users() -> None:
+    coded = given_data()
+    seen, messages = set(), []
+    for seed in range(30):
+        filters = FilterParams(sample=Sample(users=0.7, seed=seed))
+        try:
+            derived = derive(coded, filters, SplitParams())
+        except DataError as error:
+            messages.append(str(error))
+            seen.add("bc")
+            continue
+        users = [coded.user_keys[int(number)].as_py() for number in derived.users]
         rows = [row for part in range(3) for row in rows_of(coded, derived, part)]
-        assert {row[0] for row in rows} == {user}
-        assert len(rows) == {"a": 4, "b": 3, "c": 1}[user]
-        assert len(derived.log) == {"a": 2, "b": 0, "c": 2}[user]
+        assert Counter(row[0] for row in rows) == {user: {"a": 4, "b": 3, "c": 1}[user] for user in users}
+        assert len(derived.log) == sum({"a": 2, "b": 0, "c": 2}[user] for user in users)
+        assert derived.filtering[-1]["share_of_interactions"] == len(derived.log) / 4
+        seen.add("".join(users))
+    assert seen == {"ab", "ac", "bc"}
+    assert all("nothing is left of the valid examples after the filter 'sample: 0.7 of" in text for text in messages)
 
 
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
-        (FilterParams(min_user=2), "leave the filters out"),
-        (FilterParams(recipe="latentr3_amazon18"), "leave the filters out"),
+        (FilterParams(min_user=2), "here brings its own examples, which cannot be filtered"),
+        (FilterParams(recipe="latentr3_amazon18"), "which cannot be filtered"),
         (FilterParams(sample=Sample(window=("2018-01-01", None))), "only users can be sampled"),
     ],
 )
@@ -579,7 +593,7 @@ def test_filters_do_not_touch_given_examples(filters: FilterParams, message: str
 
 
 def test_given_needs_data_that_bring_examples() -> None:
-    with pytest.raises(UsageError, match="here: the data bring no examples of their own"):
+    with pytest.raises(UsageError, match="here brings no examples of its own"):
         derive(coded_of([(0, 0, 1), (0, 1, 2)]), FilterParams(), SplitParams(name="given"))
 
 
