@@ -210,7 +210,7 @@ def _over_time(axes: Axes, data: PreparedData) -> str:
         cuts.append(f"{part} from {day(first)}" if real else f"{part} from {first:,}")
         axes.axvline(float(dates.date2num(np.datetime64(first, "s"))) if real else first, color=_INK, lw=1.0, ls="--")
     if real:
-        locator = dates.AutoDateLocator(maxticks=7)
+        locator = dates.AutoDateLocator(minticks=3, maxticks=9)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
     axes.set_xlabel("time" if real else "order of rows (the source has no times)")

@@ -175,12 +175,19 @@ def test_examples_of_the_cds_are_derived_again() -> None:
     for earlier, later in pairwise(every):
         if earlier[4] == later[4] and earlier[0] != later[0]:
             before[later[0]].add(earlier[0])
+    # So do the train rows of the day in which valid begins: their users stand before its first.
+    first_user, *_, first_valid = published["valid"][0]
+    before[first_user] |= {
+        user
+        for user, history, _, times, _ in every
+        if user in whole and user != first_user and len(history) < 10 and first_valid in times[1:]
+    }
     order = [user for user in TopologicalSorter(before).static_order() if user in whole]
     reviews = [(user, str(item), time) for user in order for item, time in of_user[user]]
     items = sorted({item for _, item, _ in reviews}, key=int)
     coded = coded_data(reviews, {item: f"title {item}" for item in items})
 
-    first_valid, first_test = (published[part][0][4] for part in ("valid", "test"))
+    first_test = published["test"][0][4]
     derived = derive(coded, FilterParams(duplicates="keep"), LATENTR3_SPLIT)
     again = [row for part in range(3) for row in rows_of(coded, derived, part)]
     expected = [
@@ -407,7 +414,7 @@ def test_nothing_in_train_is_later(reviews: list[tuple[int, int, int]], split: S
         cuts = int(n * shares[0]), int(n * round(shares[0] + shares[1], 12))
         assert [len(part) for part in times] == [cuts[0], cuts[1] - cuts[0], n - cuts[1]]
     if split.dates is not None:
-        assert derived.parts.tolist() == [(second >= 20) + (second >= 40) for second in derived.log.timestamps]
+        assert derived.parts.tolist() == [(second >= 20) + (second >= 40) for second in derived.log.timestamps.tolist()]
 
 
 @settings(deadline=None)
