@@ -207,6 +207,32 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A file or folder with --source; a data set's name without.")],
+    source: Annotated[str | None, typer.Option("--source", help="What kind of files they are.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="An option of the source: NAME=VALUE; may be repeated.")
+    ] = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """List every problem of files with line, column and remedy; exit with 1 if any would change results.
+
+    Without --source: hold the stored files of a data set against their checksums.
+    """
+    from flr_bench.data.checking import check_name, check_source
+    from flr_bench.data.imports import make_source, parse_options
+
+    if source is None:
+        report = check_name(path, cache)
+    else:
+        report = check_source(make_source(source, Path(path), parse_options(option or (), {})))
+    text = json.dumps(report.as_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(report.lines())
+    typer.echo(text)
+    raise typer.Exit(1 if report.changes_results else 0)
+
+
 @data_app.command("export")
 def data_export(
     name: DataName,

@@ -39,7 +39,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -161,12 +161,16 @@ class Form:
     Attributes:
         write: writes into an empty folder and returns what the form could not carry, one sentence each.
         source: the source that ``flr-bench data import`` reads it back with.
+        options: the options to read it back with, so that nothing is changed on the way.
+        file: what to read back below the folder, with ``{name}`` for the data set's; ``"."`` for all of it.
         answer: how a reader finds an example's id and an item's key, for the README.
     """
 
     write: Callable[[Content, Path], list[str]]
     source: str
     answer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    file: str = "."
 
 
 def export(data: PreparedData, name: str, to: str, folder: Path, choice: Choice | None = None) -> dict[str, Any]:
@@ -247,7 +251,7 @@ def _write_recbole(content: Content, folder: Path) -> list[str]:
     items = (f"{key}\t{_quoted(title)}\n" for key, title in zip(keys, content.titles, strict=True))
     _write_lines(folder / f"{name}.item", "item_id:token\titem_title:token_seq\n", items)
     (folder / f"{name}.yaml").write_text(_recbole_config(content), encoding="utf-8")
-    return []
+    return _given(content, f"{name}.inter")
 
 
 def _refuse_tokens(content: Content, keys: Iterable[str], what: str) -> None:
@@ -496,7 +500,17 @@ def _write_parquet(content: Content, folder: Path) -> list[str]:
         }
     for name, columns in tables.items():
         pq.write_table(pa.table(columns), folder / f"{name}.parquet", compression="zstd")
-    return []
+    return _given(content, "interactions.parquet")
+
+
+def _given(content: Content, log: str) -> list[str]:
+    """For forms that are read back from the log: what that leaves out of data that bring their own split."""
+    if ((content.data.manifest.get("recipe") or {}).get("split") or {}).get("name") != "given":
+        return []
+    return [
+        f"the given split, to whoever reads {log} back: it holds the training interactions, the examples stand in the "
+        "files of the parts"
+    ]
 
 
 def _coded(codes: Any, values: pa.Array) -> pa.DictionaryArray:
@@ -510,6 +524,8 @@ FORMATS: Mapping[str, Form] = {
         _write_recbole,
         "recbole_atomic",
         "The field example_id of the .test.inter file is the example's id, item_id the item's key.",
+        {"clean_titles": False, "quoting": "double"},
+        "{name}.inter",
     ),
     "latentr3_csv": Form(
         _write_latentr3,
@@ -525,6 +541,8 @@ FORMATS: Mapping[str, Form] = {
         _write_parquet,
         "table",
         "The column 'example' of test.parquet is the example's id, history and target hold item keys.",
+        {"clean_titles": False},
+        "interactions.parquet",
     ),
 }
 """The forms of export, by the name that ``--to`` takes."""
@@ -563,6 +581,8 @@ def _manifest(content: Content, to: str, choice: Choice, not_carried: list[str])
         "format": 1,
         "form": to,
         "read_back_with": FORMATS[to].source,
+        "read_back_options": dict(FORMATS[to].options),
+        "read_back_file": FORMATS[to].file.format(name=content.file_name),
         "data": content.name,
         "checksum": content.data.checksum,
         "source": {key: source.get(key) for key in ("title", "license", "citation")},

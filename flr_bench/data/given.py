@@ -1,71 +1,53 @@
-"""Data that bring their own examples: their catalog stays whole, and their rows keep their order."""
+"""Examples that a source brings: checked, completed and cut down to what each part may hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flr_bench.data.recipes import Derived
-from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples
+from flr_bench.data.splitting import PARTS, TRAIN, make_examples
 from flr_bench.errors import DataError
-from flr_bench.interface import Examples, Int32s, Interactions
+from flr_bench.interface import Examples, Interactions
 
 if TYPE_CHECKING:
     from flr_bench.data.coded import CodedData
 
-__all__ = ["derive_given"]
+__all__ = ["completed", "without_unused_items"]
 
 
-def derive_given(coded: CodedData, split: SplitParams) -> Derived:
-    """Take over the examples that a source brings; nothing is filtered and nothing is cut.
+def completed(coded: CodedData) -> CodedData:
+    """The same data with examples of every part, numbered over train, valid and test in that order.
 
-    The log is the source's training interactions in the order of time, those of one instant in the
-    order of the source's rows: the histories that it publishes were made in that order.  Users are
-    all that occur in the log or in an example, the catalog stays whole.  Train examples that the
-    source does not bring are every interaction of the log from a user's second on.
+    Train examples that the source does not bring are every training interaction from a user's second
+    on, those of one instant in the order of the source's rows: the histories that it publishes were
+    made in that order.  Data that bring no examples come back as they are.
 
     Args:
-        coded: what the source holds, ``given`` among it.
-        split: passed on; the rule is the source's own.
+        coded: what a source holds.
 
     Raises:
         DataError: valid or test examples are missing, an example has no history, or it names a user
             or an item that is not listed.
     """
-    given = dict(coded.given or {})
+    if coded.given is None:
+        return coded
+    given = dict(coded.given)
     missing = [part for part in PARTS[1:] if part not in given]
     if missing:
         raise DataError(f"{coded.origin}: it brings no {' and no '.join(missing)} examples; add the missing files")
-    for part, examples in given.items():
-        _check(coded, part, examples)
-    number, kept = _number_users(coded, given)
-    order = np.argsort(coded.timestamps, kind="stable")
-    log = Interactions(number[coded.users[order]], coded.items[order], coded.timestamps[order])
-    parts: Int8s = np.full(len(log), TRAIN, dtype=np.int8)
     if "train" not in given:
-        given["train"] = make_examples(log, parts, TRAIN)
-    else:
-        given["train"] = replace(given["train"], users=number[given["train"].users])
-    for part in PARTS[1:]:
-        given[part] = replace(given[part], users=number[given[part].users])
-    examples_of, counted = {}, 0
+        order = np.argsort(coded.timestamps, kind="stable")
+        log = Interactions(coded.users[order], coded.items[order], coded.timestamps[order])
+        given["train"] = make_examples(log, np.full(len(log), TRAIN, dtype=np.int8), TRAIN)
+    numbered, counted = {}, 0
     for part in PARTS:
+        _check(coded, part, given[part])
         rows = np.arange(counted, counted + len(given[part]), dtype=np.int64)
-        examples_of[part] = without_unused_items(replace(given[part], ids=rows))
+        numbered[part] = replace(given[part], ids=rows)
         counted += len(rows)
-    return Derived(
-        users=np.asarray(kept, dtype=np.int64),
-        items=np.arange(len(coded.catalog), dtype=np.int64),
-        catalog=coded.catalog,
-        log=log,
-        parts=parts,
-        examples=examples_of,
-        split=split,
-        filtering=({"step": "source", "interactions": len(log), "users": len(kept), "items": len(coded.catalog)},),
-    )
+    return replace(coded, given=numbered)
 
 
 def without_unused_items(examples: Examples) -> Examples:
@@ -83,15 +65,6 @@ def without_unused_items(examples: Examples) -> Examples:
     place = np.concatenate([[0], np.cumsum(used)])
     starts = place[examples.starts]
     return replace(examples, items=examples.items[used], starts=starts, stops=starts + examples.history_lengths)
-
-
-def _number_users(coded: CodedData, given: Mapping[str, Examples]) -> tuple[Int32s, Int32s]:
-    """For each user of the source its new number (-1 for one that never occurs), and the way back."""
-    occurs = np.zeros(len(coded.user_keys), dtype=np.bool_)
-    for users in (coded.users, *(examples.users for examples in given.values())):
-        occurs[users] = True
-    number = np.where(occurs, np.cumsum(occurs) - 1, -1).astype(np.int32)
-    return number, np.flatnonzero(occurs).astype(np.int32)
 
 
 def _check(coded: CodedData, part: str, examples: Examples) -> None:

@@ -12,6 +12,7 @@ from flr_bench.data.reading import (
     ColumnKind,
     Layout,
     Notes,
+    Quoting,
     Untitled,
     assemble,
     distinct_items,
@@ -48,6 +49,10 @@ class RecBoleOptions(Params):
     rating_col: str = Field(default="", description="column of the rating; empty: 'rating' if there is one")
     separator: str = Field(default="\t", min_length=1, description="delimiter of the files (field_separator)")
     seq_separator: str = Field(default=" ", min_length=1, description="delimiter within sequences")
+    quoting: Quoting = Field(
+        default="none",
+        description="none: quotes are plain characters; double: they enclose fields, as flr-bench data export writes",
+    )
     untitled: Untitled = Field(
         default="drop",
         description="an item without a title: goes with its interactions, gets its key as title, or is an error",
@@ -61,9 +66,9 @@ class RecBoleOptions(Params):
 class RecBoleAtomic(Source):
     """RecBole's atomic files: a folder with one ``.inter`` and one ``.item`` file, or the ``.inter`` file.
 
-    The header gives each column a type, ``user_id:token``.  Quotes are plain characters, as for
-    RecBole.  Of the items all further columns are kept as attributes, sequences joined by ``|``.  The
-    ``.user`` file is not read: no method here uses attributes of users.
+    The header gives each column a type, ``user_id:token``.  Quotes are plain characters unless
+    ``quoting`` says otherwise.  Of the items all further columns are kept as attributes, sequences
+    joined by ``|``.  The ``.user`` file is not read: no method here uses attributes of users.
 
     Items without a title, and items that only interactions name, follow ``untitled``; duplicates,
     times and ids are treated as by the source ``table``.
@@ -130,7 +135,7 @@ class RecBoleAtomic(Source):
         )
 
     def _layout(self, path: Path) -> Layout:
-        return sniff(path, (), delimiter=self.options.separator, quoting="none")
+        return sniff(path, (), delimiter=self.options.separator, quoting=self.options.quoting)
 
     def _catalog(self, path: Path, notes: Notes) -> pa.Table:
         import pyarrow as pa
