@@ -1,7 +1,7 @@
 """The two ways from a file to prepared data, each run in a process of its own.
 
-``python -m tests.benchmarks.data_ways {flr_bench,recbole} FOLDER GIB`` (0: no limit) prints one line of JSON: seconds and
-peak memory of the whole process, and how much was left.
+``python -m tests.benchmarks.data_ways {flr_bench,recbole} FOLDER GIB`` (0: no limit) prints one line of
+JSON: seconds and peak memory of the whole process, and how much was left.
 """
 
 from __future__ import annotations
