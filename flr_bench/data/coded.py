@@ -42,6 +42,8 @@ class CodedData:
         given: examples of ``train``, ``valid`` and ``test`` that the source brings itself, with their
             own histories; users and items as above.  ``users``, ``items`` and ``timestamps`` then are
             the training interactions and nothing else.  ``None`` for all other sources.
+        given_times: by part, for each given example the time of its history's last item, ``[n]`` seconds;
+            parts of which a source does not tell are not there.
         remarks: what a reader of any table made of this data must be told, one sentence each.
         counts: what reading left out or changed, by a name that says it (``interactions_without_item``,
             ``titles_changed``).
@@ -57,6 +59,7 @@ class CodedData:
     origin: str
     ratings: Float32s | None = None
     given: Mapping[str, Examples] | None = None
+    given_times: Mapping[str, Int64s] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     times: Literal["seconds", "order of rows"] = "seconds"

@@ -11,12 +11,12 @@ import numpy as np
 from flr_bench.data.derived import Derived
 from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples
 from flr_bench.errors import DataError
-from flr_bench.interface import Examples, Int32s, Interactions
+from flr_bench.interface import Examples, Int32s, Int64s, Interactions
 
 if TYPE_CHECKING:
     from flr_bench.data.coded import CodedData
 
-__all__ = ["derive_given"]
+__all__ = ["derive_given", "last_times", "without_unused_items"]
 
 
 def derive_given(coded: CodedData, split: SplitParams) -> Derived:
@@ -66,6 +66,25 @@ def derive_given(coded: CodedData, split: SplitParams) -> Derived:
         split=split,
         filtering=({"step": "source", "interactions": len(log), "users": len(kept), "items": len(coded.catalog)},),
     )
+
+
+def last_times(coded: CodedData, examples: Mapping[str, Examples]) -> dict[str, Int64s]:
+    """By part the time of each example's last history item, as far as the source tells.
+
+    Args:
+        coded: what the source holds, ``given`` among it.
+        examples: those of :func:`derive_given` that are used, by part, with their ids from there.
+    """
+    if coded.times != "seconds":
+        return {}
+    given = coded.given or {}
+    known, before, out = coded.given_times, 0, {}
+    for part in PARTS:
+        if part in known:
+            out[part] = known[part][examples[part].ids - before]
+        # Train examples that the source does not bring are all of the log but each user's first.
+        before += len(given[part]) if part in given else len(coded) - len(np.unique(coded.users))
+    return out
 
 
 def without_unused_items(examples: Examples) -> Examples:

@@ -140,6 +140,9 @@ class ImportedData:
             origin=self.name,
             ratings=self._array("ratings.npy") if rated else None,
             given=given,
+            given_times={
+                part: self._array(_times_file(part)) for part in PARTS if _times_file(part) in self.manifest["stored"]
+            },
             remarks=tuple(self.manifest["remarks"]),
             counts=dict(self.manifest["counts"]),
             times=self.manifest["times"],
@@ -383,6 +386,12 @@ def _arrays(coded: CodedData) -> Iterator[tuple[str, Array]]:
     for part, examples in (coded.given or {}).items():
         for column in _EXAMPLES:
             yield f"given/{part}/{column}.npy", getattr(examples, column)
+    for part, times in coded.given_times.items():
+        yield _times_file(part), times
+
+
+def _times_file(part: str) -> str:
+    return f"given/{part}/last_times.npy"
 
 
 def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:

@@ -65,7 +65,7 @@ def leakage_report(data: PreparedData, counted: Mapping[str, Mapping[str, Any]])
         - ``targets_title_in_history``: targets whose title stands in their history, by whatever item,
         - ``targets_with_shared_title``: targets whose title another item has too,
         - ``targets_at_time_of_last_history_item``: targets with the time stamp of the history's last item,
-          so that their order is chance,
+          so that their order is chance; ``None`` where a source does not tell,
         - ``targets_before_a_train_interaction``: targets that some training interaction is later than,
         - ``neighbours_tied_across_cut``: pairs of neighbouring interactions of one user with one time stamp, the
           second in this part and the first in an earlier one, out of the interactions of the part; ``None``
@@ -176,7 +176,10 @@ def near_duplicate_titles(titles: Iterable[str]) -> NearDuplicates:
 def _with_shares(counted: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {"examples": counted["examples"], "users": counted["users"]}
     of = {"targets": sizes["examples"], "users": sizes["users"]}
-    shares = {name: _share(counted[name], of[name.split("_")[0]]) for name in _SHARED_COUNTS}
+    shares = {
+        name: None if counted[name] is None else _share(counted[name], of[name.split("_")[0]])
+        for name in _SHARED_COUNTS
+    }
     return {**sizes, **shares}
 
 

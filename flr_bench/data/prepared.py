@@ -15,6 +15,7 @@ import numpy as np
 from flr_bench.data.coded import CodedData, code
 from flr_bench.data.derived import Derived
 from flr_bench.data.filtering import FilterParams
+from flr_bench.data.given import last_times
 from flr_bench.data.imports import ImportedData, open_dataset
 from flr_bench.data.leakage import leakage_report
 from flr_bench.data.recipes import derive, effective_split
@@ -222,7 +223,8 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
     )
     _refuse_empty(data, name, split)
     removed = {"interactions": len(coded) - len(log), "items": len(coded.catalog) - len(derived.items)}
-    counted = statistics(data, own_examples=derived.examples is not None)
+    times = last_times(coded, data.examples) if coded.given is not None else None
+    counted = statistics(data, own_examples=derived.examples is not None, given_times=times)
     manifest = {
         "checksum": _checksum(data, derived),
         "statistics": {**counted, "removed": removed},

@@ -21,7 +21,7 @@ import numpy as np
 
 from flr_bench.data.coded import CodedData
 from flr_bench.data.sources import Source
-from flr_bench.data.splitting import TRAIN, make_examples
+from flr_bench.data.splitting import TRAIN, make_examples, times_of_last_items
 from flr_bench.errors import DataError, UnknownNameError
 from flr_bench.interface import Examples, Int32s, Int64s, Interactions
 
@@ -190,6 +190,7 @@ class PublishedSource(Source):
             catalog=pa.table(columns),
             origin=str(self._path),
             given=made.given,
+            given_times=made.last_times,
             remarks=made.remarks,
             counts=made.counts,
             times="seconds" if self.layout.times else "order of rows",
@@ -447,6 +448,7 @@ class _Block:
 class _Made:
     log: Interactions
     given: Mapping[str, Examples]
+    last_times: Mapping[str, Int64s]
     remarks: tuple[str, ...]
     counts: Mapping[str, int]
 
@@ -462,14 +464,19 @@ def _assemble(rows: Mapping[str, ExampleRows], users: Mapping[str, Int32s], *, t
             counts["examples_with_history_later_than_target"] = later
             remarks.append(f"{later} examples have an item in their history that is later than their target")
     given: dict[str, Examples] = {}
+    last_times = {
+        name: part.item_times[part.starts[1:] - 1] for name, part in rows.items() if part.item_times is not None
+    }
     if "train" in rows:
         log, places = _log_of_train(rows["train"], users["train"])
         times = rows["train"].times if timed else log.timestamps[places]
         given["train"] = _examples(rows["train"], users["train"], times, first_id=0)
     else:
         log, left_out = _rebuilt_log(rows, users)
-        train = make_examples(log, np.zeros(len(log.items), dtype=np.int8), TRAIN)
+        parts = np.zeros(len(log.items), dtype=np.int8)
+        train = make_examples(log, parts, TRAIN)
         given["train"] = replace(train, ids=np.arange(len(train), dtype=np.int64))
+        last_times |= {"train": times_of_last_items(log, parts, TRAIN)} if timed else {}
         rule = "strictly before the first valid target's time" if timed else "whole, for want of times"
         remarks.append(
             "the folder has no train.csv: train was rebuilt from the histories of valid and test (every user's "
@@ -484,7 +491,7 @@ def _assemble(rows: Mapping[str, ExampleRows], users: Mapping[str, Int32s], *, t
         times = rows[part].times if timed else behind + np.arange(len(rows[part]), dtype=np.int64)
         given[part] = _examples(rows[part], users[part], times, first_id=count)
         count += len(rows[part])
-    return _Made(log, given, tuple(remarks), counts)
+    return _Made(log, given, last_times, tuple(remarks), counts)
 
 
 def _examples(rows: ExampleRows, users: Int32s, times: Int64s | None, *, first_id: int) -> Examples:

@@ -257,6 +257,13 @@ def make_examples(interactions: Interactions, parts: Int8s, part: int) -> Exampl
     )
 
 
+def times_of_last_items(interactions: Interactions, parts: Int8s, part: int) -> Int64s:
+    """``[n]`` int64: the time of the last history item of each example that :func:`make_examples` makes."""
+    numbered = Interactions(interactions.users, np.arange(len(parts), dtype=np.int32), interactions.timestamps)
+    examples = make_examples(numbered, parts, part)
+    return interactions.timestamps[examples.items[examples.stops - 1]]
+
+
 def _first_or_all(chosen: Bools) -> slice | Int64s:
     """The chosen positions: as a slice, which copies nothing, where they are the first ones."""
     number = int(np.count_nonzero(chosen))

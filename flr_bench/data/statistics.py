@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,17 @@ Ints = npt.NDArray[np.integer[Any]]
 __all__ = ["statistics"]
 
 
-def statistics(data: PreparedData, *, own_examples: bool) -> dict[str, Any]:
+def statistics(
+    data: PreparedData, *, own_examples: bool, given_times: Mapping[str, Int64s] | None = None
+) -> dict[str, Any]:
     """Sizes of a data set and of its parts.
 
     Args:
         data: what to count; its manifest is not looked at.
         own_examples: whether the examples are others than those that the parts' rule makes of the log:
             they are then looked through one by one.
+        given_times: of data that bring their own examples, by part the time of each example's last history
+            item as far as the source tells; ``None`` for all other data, whose log has the times.
 
     Returns:
         JSON values.
@@ -35,7 +40,19 @@ def statistics(data: PreparedData, *, own_examples: bool) -> dict[str, Any]:
     every, catalog = data.all_interactions, data.catalog
     users = len(data.user_keys)
     per_title = np.bincount(catalog.title_of_item)
-    again = _Again.of_log(data) if not own_examples else None
+    of_log = _Again.of_log(data) if not own_examples else None
+    since = _seconds_since_previous(every) if own_examples and given_times is None else None
+    parts = {}
+    for part in PARTS:
+        examples = data.examples[part]
+        if of_log is not None:
+            again = of_log.at(examples.ids)
+        elif since is not None:
+            again = _Again.of_examples(data, examples, since[examples.ids] == 0)
+        else:
+            told = (given_times or {}).get(part)
+            again = _Again.of_examples(data, examples, None if told is None else told == examples.timestamps)
+        parts[part] = _part_statistics(data, examples, again)
     return {
         "users": users,
         "items": len(catalog),
@@ -47,7 +64,7 @@ def statistics(data: PreparedData, *, own_examples: bool) -> dict[str, Any]:
         "first_timestamp": int(every.timestamps[0]),
         "last_timestamp": int(every.timestamps[-1]),
         "train_interactions": int((data.parts == TRAIN).sum()),
-        "parts": {part: _part_statistics(data, data.examples[part], again) for part in PARTS},
+        "parts": parts,
     }
 
 
@@ -58,12 +75,12 @@ class _Again:
     Attributes:
         item: the target is in the history.
         title: an item of the target's title is in the history.
-        instant: the history's last item has the target's time.
+        instant: the history's last item has the target's time; ``None`` if nobody knows.
     """
 
     item: Bools
     title: Bools
-    instant: Bools
+    instant: Bools | None
 
     @classmethod
     def of_log(cls, data: PreparedData) -> _Again:
@@ -73,16 +90,16 @@ class _Again:
         return cls(repeats(every.users, every.items), repeats(every.users, titles), _seconds_since_previous(every) == 0)
 
     def at(self, rows: Ints) -> _Again:
-        return _Again(self.item[rows], self.title[rows], self.instant[rows])
+        return _Again(self.item[rows], self.title[rows], None if self.instant is None else self.instant[rows])
 
     @classmethod
-    def of_examples(cls, data: PreparedData, examples: Examples) -> _Again:
+    def of_examples(cls, data: PreparedData, examples: Examples, instant: Bools | None) -> _Again:
         """For each example, its history being what it says."""
         titles = data.catalog.title_of_item
         return cls(
             _targets_in_history(examples, examples.items, examples.targets),
             _targets_in_history(examples, titles[examples.items], titles[examples.targets]),
-            _at_time_of_last_item(data, examples),
+            instant,
         )
 
 
@@ -97,9 +114,8 @@ def _tie_rate(interactions: Interactions) -> float:
     return float(tied.mean())
 
 
-def _part_statistics(data: PreparedData, examples: Examples, again: _Again | None) -> dict[str, Any]:
+def _part_statistics(data: PreparedData, examples: Examples, again: _Again) -> dict[str, Any]:
     """What a reader must know before trusting a figure on this part: users, repeats, unseen items, ties."""
-    again = again.at(examples.ids) if again is not None else _Again.of_examples(data, examples)
     every, train = data.all_interactions, data.parts == TRAIN
     titles = data.catalog.title_of_item
     shared = (np.bincount(titles) > 1)[titles[examples.targets]]
@@ -115,7 +131,7 @@ def _part_statistics(data: PreparedData, examples: Examples, again: _Again | Non
         "targets_in_history": int(again.item.sum()),
         "targets_title_in_history": int(again.title.sum()),
         "targets_with_shared_title": int(shared.sum()),
-        "targets_at_time_of_last_history_item": int(again.instant.sum()),
+        "targets_at_time_of_last_history_item": None if again.instant is None else int(again.instant.sum()),
         "history_length_mean": float(lengths.mean()),
         "history_length_median": float(np.median(lengths)),
         "first_timestamp": int(examples.timestamps.min()),
@@ -138,27 +154,6 @@ def _seconds_since_previous(interactions: Interactions) -> Int64s:
     again = np.flatnonzero(users[1:] == users[:-1]) + 1
     since[order[again]] = timestamps[again] - timestamps[again - 1]
     return since
-
-
-def _at_time_of_last_item(data: PreparedData, examples: Examples) -> Bools:
-    """``[n]`` bool: did the user have the history's last item at the target's time?
-
-    Histories that a source brings say no times.  Those of the log's interactions and of all targets
-    are known, and looked for there.
-    """
-    every = data.all_interactions
-    known = [(every.users, every.items, every.timestamps)]
-    known += [(others.users, others.targets, others.timestamps) for others in data.examples.values()]
-    wanted = (examples.users, examples.items[examples.stops - 1], examples.timestamps)
-    columns = [np.concatenate(column) for column in zip(*known, wanted, strict=True)]
-    order = stable_order(*columns)
-    new = np.zeros(len(order), dtype=np.bool_)
-    for column in columns:
-        new[1:] |= column[order[1:]] != column[order[:-1]]
-    group = np.empty(len(order), dtype=np.int64)
-    group[order] = np.cumsum(new)
-    first_wanted = len(order) - len(examples)
-    return _marks(group[:first_wanted], len(order))[group[first_wanted:]]
 
 
 def _targets_in_history(examples: Examples, values: Ints, targets: Ints) -> Bools:

@@ -135,7 +135,8 @@ class Stored:
         try:
             # Copy on write: torch warns of arrays that are read-only, and the file stays as it is.
             # Viewed as plain arrays, which are cheaper to slice and pickle as what they are.
-            return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False)).view(np.ndarray)
+            mapped: npt.NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+            return mapped.view(np.ndarray)
         except (OSError, ValueError) as error:
             raise _damaged(self.folder, name, str(error)) from error
 
