@@ -113,6 +113,24 @@ def data_show(
         typer.secho(f"wrote {page}", err=True)
 
 
+@data_app.command("sequence")
+def data_sequence(
+    name: DataName,
+    cache: Cache = CACHE,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Fits of each method.")] = 3,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of a fit, at most.")] = 10,
+    train_examples: Annotated[int, typer.Option("--train-examples", min=1, help="Examples to learn from.")] = 12_000,
+    test_examples: Annotated[int, typer.Option("--test-examples", min=2, help="Examples to rank.")] = 2_000,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the transition model and SASRec lose when the order of histories is shuffled."""
+    from flr_bench.data.prepared import prepare
+    from flr_bench.runner.sequence import SequenceSettings, as_lines, as_values, sequence_test
+
+    losses = sequence_test(prepare(name, cache), SequenceSettings(seeds, epochs, train_examples, test_examples))
+    typer.echo(json.dumps(as_values(losses), indent=2) if as_json else "\n".join(as_lines(losses)))
+
+
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[
@@ -187,6 +205,32 @@ def _download_bar(name: str) -> Iterator[Progress | None]:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A file or folder with --source; a data set's name without.")],
+    source: Annotated[str | None, typer.Option("--source", help="What kind of files they are.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="An option of the source: NAME=VALUE; may be repeated.")
+    ] = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """List every problem of files with line, column and remedy; exit with 1 if any would change results.
+
+    Without --source: hold the stored files of a data set against their checksums.
+    """
+    from flr_bench.data.checking import check_name, check_source
+    from flr_bench.data.imports import make_source, parse_options
+
+    if source is None:
+        report = check_name(path, cache)
+    else:
+        report = check_source(make_source(source, Path(path), parse_options(option or (), {})))
+    text = json.dumps(report.as_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(report.lines())
+    typer.echo(text)
+    raise typer.Exit(1 if report.changes_results else 0)
 
 
 @data_app.command("export")

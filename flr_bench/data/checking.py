@@ -6,9 +6,11 @@ the source itself says when it reads them, and at the interactions and titles th
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,9 @@ from flr_bench.data.filtering import first_of_duplicates
 from flr_bench.data.layout import Severity
 from flr_bench.data.scanning import Findings, Problem, scan
 from flr_bench.data.sources import Source
-from flr_bench.errors import FlrBenchError
+from flr_bench.errors import DamagedFileError, FlrBenchError
 
-__all__ = ["CheckReport", "Problem", "check_data", "check_source"]
+__all__ = ["CheckReport", "Problem", "check_data", "check_name", "check_source"]
 
 _MOST_WORDS = 100
 _NO_LINE: dict[str, Any] = {"line": None, "column": None}
@@ -93,6 +95,36 @@ def check_source(source: Source) -> CheckReport:
     return _report(origin, findings, order)
 
 
+def check_name(name: str, cache: Path) -> CheckReport:
+    """Hold the stored files of a data set against their checksums: of its import, and of all that was prepared of it.
+
+    Args:
+        name: an embedded data set, or one that was imported.
+        cache: the cache folder.
+
+    Raises:
+        UnknownNameError: there is no such data set.
+    """
+    from flr_bench.data.imports import ImportedData, open_dataset
+    from flr_bench.data.storage import verify
+
+    findings = Findings()
+    try:
+        opened = open_dataset(name, cache)
+        if isinstance(opened, ImportedData):
+            opened.verify()
+    except DamagedFileError as error:
+        findings.add(Problem(name, None, None, str(error), "import it again", "error", "damaged file"))
+    for manifest in sorted((cache / "data").glob("*/manifest.json")):
+        try:
+            if json.loads(manifest.read_bytes())["source"]["name"] == name:
+                verify(manifest.parent)
+        except (OSError, ValueError, KeyError, TypeError, DamagedFileError) as error:
+            folder = str(manifest.parent)
+            findings.add(Problem(folder, None, None, str(error), "delete that folder", "error", "damaged file"))
+    return _report(name, findings, [])
+
+
 def check_data(coded: CodedData, findings: Findings) -> None:
     """Look at interactions and titles.
 
@@ -152,7 +184,12 @@ def _check_items(coded: CodedData, findings: Findings) -> None:
 def _check_titles(coded: CodedData, findings: Findings) -> None:
     import pyarrow.compute as pc
 
+    from flr_bench.data.leakage import near_duplicate_titles
+
     titles = coded.catalog["title"].combine_chunks()
+    for group in near_duplicate_titles(titles.to_pylist()).groups:
+        what = f"titles that differ only in case, signs or edition: {', '.join(repr(one) for one in group[:3])}"
+        _note(coded, findings, what, "nothing, or merge the items if they are one", "near-duplicate titles")
     words = pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(titles))).to_numpy(
         zero_copy_only=False
     )

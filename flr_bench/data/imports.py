@@ -173,6 +173,8 @@ def make_source(name: str, path: Path, options: Mapping[str, Any]) -> Source:
     """
     from pydantic import ValidationError
 
+    if name not in SOURCES:
+        raise UnknownNameError("source", name, SOURCES.names())
     cls: type[Source] = SOURCES.get(name)
     if not path.exists():
         raise UsageError(f"there is nothing at {path}; give the file or folder to read")

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from flr_bench.data.coded import CodedData, code
 from flr_bench.data.derived import Derived
 from flr_bench.data.filtering import FilterParams
+from flr_bench.data.imports import ImportedData, open_dataset
 from flr_bench.data.leakage import leakage_report
 from flr_bench.data.recipes import derive, effective_split
 from flr_bench.data.sources import RawData, Source
@@ -23,7 +24,6 @@ from flr_bench.data.statistics import statistics
 from flr_bench.data.storage import canonical, load, save
 from flr_bench.errors import DataError
 from flr_bench.interface import Catalog, Examples, Interactions, Split
-from flr_bench.registry import SOURCES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,10 +33,8 @@ __all__ = ["REVISION", "FilterParams", "PreparedData", "SplitParams", "build", "
 REVISION = 2
 """Bumped whenever the same source and recipe give other prepared data or files; part of the folder's name."""
 
-GIVEN = "given"
-"""The split's name in the recipe of data that bring their own examples."""
-
 _SELECTION_SEED = 0
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +59,19 @@ class PreparedData:
     read_catalog: Callable[[], Catalog]
     read_user_keys: Callable[[], tuple[str, ...]]
     manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_log(cls, catalog: Catalog, user_keys: tuple[str, ...], log: Interactions, parts: Int8s) -> PreparedData:
+        """Data in memory, with the examples that the parts' rule makes of the log; without a manifest.
+
+        Args:
+            catalog: the items.
+            user_keys: the source's key of each user.
+            log: every interaction in the order of time.
+            parts: ``[n]`` int8, the part of each interaction.
+        """
+        examples = {name: make_examples(log, parts, part) for part, name in enumerate(PARTS)}
+        return cls(log, parts, examples, partial(_same, catalog), partial(_same, user_keys))
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -142,7 +153,7 @@ def prepare(
     filters: FilterParams | None = None,
     split: SplitParams | None = None,
     *,
-    source: Source | None = None,
+    source: Source | ImportedData | None = None,
 ) -> PreparedData:
     """Prepare a data set, or open it if that was done before.
 
@@ -150,13 +161,13 @@ def prepare(
     recipe.  The folder is made under another name and renamed: it is there whole or not at all.
 
     Args:
-        name: a registered data set.
+        name: an embedded or imported data set.
         cache: the cache folder.
-        filters: which interactions stay; by default all.  Of a source that brings its own examples
-            only users can be sampled.
+        filters: which interactions stay; by default all.  Of data that bring their own examples only
+            users can be sampled.
         split: how they are split; by default ``global_temporal`` 80/10/10.  Data that bring their own
             examples keep those; only ``targets`` applies to them.
-        source: an instance to use instead of the registered class's default one.
+        source: an instance to use instead of what has that name.
 
     Raises:
         UnknownNameError: no data set has that name.
@@ -166,8 +177,8 @@ def prepare(
         FlrBenchError: the cache folder cannot be written.
     """
     filters, split = filters or FilterParams(), split or SplitParams()
-    source = source if source is not None else SOURCES.get(name)()
-    own = bool(getattr(source, "brings_split", False))
+    source = source if source is not None else open_dataset(name, cache)
+    own = source.brings_split
     recipe: dict[str, Any] = {
         "revision": REVISION,
         "source": {"name": name, "checksum": source.checksum()},
@@ -177,8 +188,7 @@ def prepare(
     folder = cache / "data" / hashlib.sha256(canonical(recipe)).hexdigest()[:20]
     if not folder.is_dir():
         data = build(name, source.read(), filters, split)
-        about = {"title": source.title, "license": source.license, "citation": source.citation}
-        save(data, folder, {**data.manifest, "recipe": recipe, "source": {**recipe["source"], **about}})
+        save(data, folder, {**data.manifest, "recipe": recipe, "source": {**recipe["source"], **_about(source)}})
     stored = load(folder)
     log, parts = stored.log()
     return PreparedData(log, parts, stored.examples(), stored.catalog(), stored.user_keys(), stored.manifest)
@@ -202,10 +212,11 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
     coded = raw if isinstance(raw, CodedData) else code(raw)
     derived = derive(coded, filters, split)
     log, parts = derived.log, derived.parts
+    examples = derived.examples or {part: make_examples(log, parts, number) for number, part in enumerate(PARTS)}
     data = PreparedData(
         log,
         parts,
-        derived.examples or {part: make_examples(log, parts, number) for number, part in enumerate(PARTS)},
+        examples,
         partial(_catalog, derived.catalog),
         partial(_texts, coded.user_keys.take(derived.users)),
     )
@@ -219,6 +230,7 @@ def build(name: str, raw: RawData | CodedData, filters: FilterParams, split: Spl
         "filtering": [dict(step) for step in derived.filtering],
         "remarks": list(coded.remarks),
         "counts": dict(coded.counts),
+        "times": coded.times,
     }
     return replace(data, manifest=manifest)
 
@@ -229,9 +241,18 @@ def describe(data: PreparedData) -> dict[str, Any]:
     return described
 
 
+def _about(source: Source | ImportedData) -> dict[str, Any]:
+    about = {"title": source.title, "license": source.license, "citation": source.citation}
+    return {**about, **source.about()} if isinstance(source, ImportedData) else about
+
+
 def _catalog(items: pa.Table) -> Catalog:
     columns = {name: tuple(items[name].to_pylist()) for name in items.column_names}
     return Catalog(columns.pop("item"), columns.pop("title"), columns)
+
+
+def _same(value: Kept) -> Kept:
+    return value
 
 
 def _texts(values: pa.Array) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from flr_bench.data.derived import Derived
 from flr_bench.data.filtering import Filtered, FilterParams, Sample, apply_filters, sample_users
 from flr_bench.data.given import derive_given
+from flr_bench.data.sorting import renumber_by_appearance
 from flr_bench.data.splitting import (
     PARTS,
     Int8s,
@@ -57,7 +58,7 @@ def derive(coded: CodedData, filters: FilterParams, split: SplitParams) -> Deriv
     kept = apply_filters(coded, filters)
     keys = coded.user_keys
     order = _order(coded, kept, split)
-    kept_users, users = _renumber_by_appearance(kept.users[order])
+    users, kept_users = renumber_by_appearance(kept.users[order], len(keys))
     items = _inverse(kept.kept_items, len(coded.catalog))[kept.items[order]]
     log = Interactions(users, items, kept.timestamps[order])
     parts = assign_parts(log, split, keys.take(kept_users).to_pylist() if split.name == "user_holdout" else ())
@@ -212,13 +213,6 @@ def _given_step(step: str, derived: Derived) -> dict[str, Any]:
         "items": len(derived.items),
         "examples": {name: len(examples) for name, examples in (derived.examples or {}).items()},
     }
-
-
-def _renumber_by_appearance(values: Int32s) -> tuple[Int64s, Int32s]:
-    import pandas as pd
-
-    codes, kept = pd.factorize(values)
-    return kept.astype(np.int64), codes.astype(np.int32)
 
 
 def _inverse(kept: Int64s, size: int) -> Int32s:

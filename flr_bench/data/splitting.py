@@ -11,12 +11,14 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from flr_bench.data.filtering import hash_keys, mix
 from flr_bench.data.instants import Instant, seconds, shown
+from flr_bench.data.sorting import stable_order
 from flr_bench.interface import Examples, Interactions, Params
 
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 Int8s = npt.NDArray[np.int8]
 Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
 
 TRAIN, VALID, TEST = 0, 1, 2
 PARTS = ("train", "valid", "test")
@@ -135,14 +137,45 @@ def order_in_time(
         ``[n]`` int64 permutation; independent of the order of the rows as long as no two are equal
         in user, item and timestamp.
     """
-    of_user = hash_keys(user_keys, f"user {seed}")
-    of_item = hash_keys(item_keys, f"item {seed}")
+    order = stable_order(timestamps)
+    in_time = timestamps[order]
+    same = in_time[1:] == in_time[:-1]
+    tied = np.zeros(len(order), dtype=np.bool_)
+    tied[1:] |= same
+    tied[:-1] |= same
+    places = np.flatnonzero(tied)
+    if len(places):
+        rows = order[places]
+        instant = np.cumsum(np.concatenate([[True], ~same[places[1:] - 1]]))
+        hashes = _hashes_of(user_keys, users[rows], f"user {seed}"), _hashes_of(item_keys, items[rows], f"item {seed}")
+        order[places] = rows[_order_by_hash(instant, users[rows], items[rows], *hashes)]
+    return order
+
+
+def _hashes_of(keys: Sequence[str], wanted: Ints, salt: str) -> UInt64s:
+    """``[keys]`` uint64, the hash of each key that is wanted, 0 for the others."""
+    used = np.flatnonzero(np.bincount(wanted, minlength=len(keys)))
+    out = np.zeros(len(keys), dtype=np.uint64)
+    out[used] = hash_keys([keys[index] for index in used.tolist()], salt)
+    return out
+
+
+def _order_by_hash(instant: Int64s, users: Ints, items: Ints, of_user: UInt64s, of_item: UInt64s) -> Int64s:
+    """Positions by instant, mixed hash, user's hash, item's hash, in the order of what decides."""
     both = mix(of_user[users] + mix(of_item)[items])
-    order = np.lexsort((both, timestamps))
-    # The two hashes themselves decide only where the mixed one meets, which is next to never.
-    meets = (np.diff(timestamps[order]) == 0) & (np.diff(both[order]) == 0)
-    if (meets & ((np.diff(users[order]) != 0) | (np.diff(items[order]) != 0))).any():
-        return np.lexsort((of_item[items], of_user[users], both, timestamps))
+    # Instant and the hash's upper bits fit into one number; the rest decides where these meet.
+    bits = np.uint64(int(instant[-1]).bit_length())
+    packed = (instant.astype(np.uint64) << (np.uint64(64) - bits)) | (both >> bits)
+    order = np.argsort(packed)
+    packed = packed[order]
+    same = packed[1:] == packed[:-1]
+    meets = np.zeros(len(order), dtype=np.bool_)
+    meets[1:] |= same
+    meets[:-1] |= same
+    places = np.flatnonzero(meets)
+    rows = np.sort(order[places])
+    columns = of_item[items[rows]], of_user[users[rows]], both[rows], instant[rows]
+    order[places] = rows[np.lexsort(columns)]
     return order
 
 
@@ -201,24 +234,33 @@ def make_examples(interactions: Interactions, parts: Int8s, part: int) -> Exampl
     Returns:
         Examples in the order of time; an example's id is its target's place in that order.
     """
-    known = np.flatnonzero(parts <= part)
-    users = interactions.users[known]
-    by_user = np.argsort(users, kind="stable")
-    place = np.empty(len(known), dtype=np.int64)
-    place[by_user] = np.arange(len(known))
+    known = _first_or_all(parts <= part)
+    users, items = interactions.users[known], interactions.items[known]
+    by_user = stable_order(users)
+    place = np.empty(len(users), dtype=np.int64)
+    place[by_user] = np.arange(len(users))
+    items = items[by_user]
+    del by_user  # at full size each column of positions is a quarter of a gigabyte
     counts = np.bincount(users, minlength=1)
-    first = (np.cumsum(counts) - counts)[users]
-    targets = np.flatnonzero((parts[known] == part) & (place > first))
-    rows = known[targets]
+    first = np.cumsum(counts) - counts
+    rows = np.flatnonzero((parts[known] == part) & (place > first[users]))
+    stops, starts = place[rows], first[users[rows]]
+    ids = rows if isinstance(known, slice) else known[rows]
     return Examples(
-        ids=rows.astype(np.int64),
-        users=interactions.users[rows],
-        targets=interactions.items[rows],
-        timestamps=interactions.timestamps[rows],
-        starts=first[targets].astype(np.int64),
-        stops=place[targets],
-        items=interactions.items[known][by_user],
+        ids=ids,
+        users=interactions.users[ids],
+        targets=interactions.items[ids],
+        timestamps=interactions.timestamps[ids],
+        starts=starts,
+        stops=stops,
+        items=items,
     )
+
+
+def _first_or_all(chosen: Bools) -> slice | Int64s:
+    """The chosen positions: as a slice, which copies nothing, where they are the first ones."""
+    number = int(np.count_nonzero(chosen))
+    return slice(number) if chosen[:number].all() else np.flatnonzero(chosen)
 
 
 def choose_targets(examples: Examples, params: SplitParams, user_keys: Sequence[str], part: str) -> Examples:

@@ -44,8 +44,7 @@ def _external(view: SuiteView, data: str) -> list[str]:
 
 def remarks(view: SuiteView, data: str) -> tuple[str, ...]:
     """What the data's source must tell every reader, for example that train was rebuilt from histories."""
-    source = _manifest_of(view, data).get("source") or {}
-    return tuple(str(remark).rstrip(".") for remark in source.get("remarks") or ())
+    return tuple(str(remark).rstrip(".") for remark in _manifest_of(view, data).get("remarks") or ())
 
 
 def test_counts(view: SuiteView, data: str) -> str:

@@ -210,7 +210,7 @@ def _over_time(axes: Axes, data: PreparedData) -> str:
         cuts.append(f"{part} from {day(first)}" if real else f"{part} from {first:,}")
         axes.axvline(float(dates.date2num(np.datetime64(first, "s"))) if real else first, color=_INK, lw=1.0, ls="--")
     if real:
-        locator = dates.AutoDateLocator(maxticks=7)
+        locator = dates.AutoDateLocator(minticks=3, maxticks=9)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
     axes.set_xlabel("time" if real else "order of rows (the source has no times)")
@@ -249,12 +249,15 @@ def _history_lengths(axes: Axes, data: PreparedData) -> str:
 
 
 def _title_lengths(axes: Axes, data: PreparedData) -> str:
+    from matplotlib.ticker import MaxNLocator
+
     words = title_words(data.catalog)
     most = int(np.quantile(words, 0.995))
     counts = np.bincount(np.minimum(words, most + 1), minlength=most + 2)
     axes.bar(np.arange(len(counts)), counts, width=0.85, color=_colours()[0], lw=0)
     middle = float(np.median(words))
     axes.axvline(middle, color=_colours()[1], lw=1.4, ls="--")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"words in the title (the last bar: more than {most})")
     axes.set_ylabel("items")
     axes.set_title("Lengths of titles", loc="left")

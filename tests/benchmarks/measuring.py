@@ -143,6 +143,25 @@ def surroundings(place: Place) -> dict[str, str]:
     }
 
 
+def machine() -> dict[str, str]:
+    """Processor, cores, versions and commit, for measurements that torch has no part in."""
+    import os
+    import platform
+
+    import numpy
+    import pyarrow
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": _processor(),
+        "cores": str(cores),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "pyarrow": pyarrow.__version__,
+        "commit": _commit(),
+    }
+
+
 def _processor() -> str:
     import platform
 

@@ -12,9 +12,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from flr_bench.data.checking import check_data, check_source
+from flr_bench.cli import app
+from flr_bench.data.checking import check_data, check_name, check_source
 from flr_bench.data.coded import CodedData
+from flr_bench.data.imports import import_data
 from flr_bench.data.layout import ColumnLayout, FileLayout
 from flr_bench.data.scanning import LISTED, Findings, Problem, scan
 from flr_bench.data.sources.ml_100k import MovieLens100K
@@ -299,6 +302,12 @@ def coded(**changes: object) -> CodedData:
         ({"users": np.array([0, 0, 0, 1], np.int32)}, "single interaction", "note", "1 of 2 users"),
         ({"timestamps": np.array([1, 2, 3, 3])}, "tied times", "note", "50.0%"),
         ({"catalog": pa.table({"item": ["a", "b"], "title": ["A", "w " * 101]})}, "long title", "note", "101 words"),
+        (
+            {"catalog": pa.table({"item": ["a", "b"], "title": ["The Wall", "the wall!"]})},
+            "near-duplicate titles",
+            "note",
+            "'the wall!'",
+        ),
         ({"remarks": ("Be careful.",)}, "remark", "note", "Be careful."),
         ({"counts": {"titles_changed": 3, "none": 0}}, "count", "note", "titles changed: 3"),
     ],
@@ -339,3 +348,29 @@ def test_a_source_is_checked_by_its_files_its_reading_and_its_data(tmp_path: Pat
         ("reading stops", None),
     ]
     assert json.loads(json.dumps(report.as_json()))["problems"][0]["column"] == "item_id:token"
+
+
+def test_the_command_exits_by_what_it_finds_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ml-100k.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n7\t1\t10\n7\t2\t11\n")
+    films = (
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n1\tA\t1995\tDrama\n2\tB\tV\tWar\n"
+    )
+    (tmp_path / "ml-100k.item").write_text(films)
+    runner, command = CliRunner(), ["data", "check", str(tmp_path), "--source", "ml-100k", "--json"]
+    sound = runner.invoke(app, command)
+    assert (sound.exit_code, json.loads(sound.stdout)["problems"]) == (0, [])
+    (tmp_path / "ml-100k.item").write_text(films + "2\tB\tV\tWar\n")
+    broken = runner.invoke(app, command)
+    assert broken.exit_code == 1
+    assert json.loads(broken.stdout)["problems"][0]["line"] == 4
+
+    (tmp_path / "ml-100k.item").write_text(films)
+    cache = tmp_path / "cache"
+    imported = import_data(MovieLens100K(tmp_path), "mine", cache)
+    assert not check_name("mine", cache).changes_results
+    (imported.folder / "items.npy").write_bytes(b"damaged")
+    report = check_name("mine", cache)
+    assert report.changes_results
+    assert "items.npy" in report.problems[0].what
+    named = runner.invoke(app, ["data", "check", "mine", "--cache", str(cache)])
+    assert (named.exit_code, "items.npy" in named.stdout) == (1, True)
