@@ -281,6 +281,33 @@ def test_a_caption_names_the_split_of_its_own_data(tmp_path: Path) -> None:
     assert "split leave_one_out, history" in caption(view, "ml-100k")
 
 
+def test_a_caption_states_recipe_targets_and_sample(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", FEW)
+    first = StoreReader(store).suites(["main"], None)[0]
+    plain = caption(first, "ml-100k")
+
+    def manifest(filters: dict[str, Any], split: dict[str, Any], *steps: dict[str, Any]) -> str:
+        def change(record: dict[str, Any]) -> None:
+            recipe = {"filters": filters, "split": split}
+            record["data_manifests"]["ml-100k"].update(recipe=recipe, filtering=list(steps))
+
+        edit_record(store, change)
+        return caption(StoreReader(store).suites(["main"], None)[0], "ml-100k")
+
+    default = {"min_user": 0, "min_item": 0, "duplicates": "refuse"}
+    assert manifest(default, first.settings["split"], {"step": "source", "interactions": 5}) == plain
+    text = manifest(
+        {**default, "min_user": 5, "sample": {"users": 0.1, "seed": 0}},
+        {"name": "leave_one_out", "tie_seed": 0},
+        {"step": "sample: 0.1 of the users, seed 0", "share_of_interactions": 0.0912},
+    )
+    assert "; recipe core (min_user 5); sample: 0.1 of the users, seed 0 (9.1 % of the interactions);" in text
+    text = manifest({"recipe": "latentr3_amazon18"}, {"name": "global_temporal", "targets": "last", "ties": "source"})
+    assert "split global_temporal (targets last, ties source), " in text
+    assert "; recipe latentr3_amazon18;" in text
+    assert "split given by the source (targets last), " in manifest({}, {"name": "given", "targets": "last"})
+
+
 def test_a_row_costs_what_its_assistant_costs_too(tmp_path: Path) -> None:
     store = write_store(tmp_path / "runs", FEW)
     before = cost_table(StoreReader(store).suites(["main"], None)[0], "ml-100k")

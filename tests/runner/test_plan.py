@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flr_bench.errors import UnknownNameError
+from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.runner.cell import FitCell, RankCell
 from flr_bench.runner.plan import Plan, Selection, make_plan
 from flr_bench.runner.suite import load_suite
@@ -103,3 +103,40 @@ def test_two_splits_make_two_columns(make: Callable[..., Plan]) -> None:
     plan = make(("workers: 1", splits))
     assert list(plan.manifests) == ["fake-data", "fake-data (leave_one_out)"]
     assert {key for key, _ in plan.rows[0].cells} == set(plan.manifests)
+
+
+def test_a_profile_takes_a_sample_of_whole_users(make: Callable[..., Plan]) -> None:
+    whole = make()
+    plan = make(("workers: 1", "workers: 1\n    sample: {users: 0.6, seed: 1}"))
+    (before,), (after,) = whole.manifests.values(), plan.manifests.values()
+    users = before["statistics"]["users"]
+    assert after["filtering"][-1]["users"] == after["statistics"]["users"] == round(0.6 * users)
+    assert after["recipe"]["filters"]["sample"] == {"users": 0.6, "seed": 1}
+    assert plan.record()["settings"]["sample"] == {"users": 0.6, "seed": 1}
+    assert "sample" not in whole.record()["settings"]
+    assert not {value for row in hashes(plan).values() for value in row} & {
+        value for row in hashes(whole).values() for value in row
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("split: {name: given}", r":3: split: fake-data brings no examples of its own; name another split"),
+        ("filters: {recipe: latentr3_amazon18}", r":\d+: split: the recipe latentr3_amazon18 has a split of its own"),
+        ("filters: {recipe: none, min_user: 5}", r":3: filters: .*the recipe none takes no min_user"),
+        ("filters:\n  recipe: core\n  window: [soon, null]", r":5: filters\.window\[0\]: 'soon' is no date"),
+        ("split: {dates: [2018-01-01, 2017-01-01]}", r":3: split: .*valid must begin before test"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused_with_their_line(
+    make: Callable[..., Plan], line: str, expected: str
+) -> None:
+    with pytest.raises(UsageError, match=expected):
+        make(("seeds: 2", f"{line}\nseeds: 2"))
+
+
+def test_a_profiles_sample_must_go_with_the_recipe(make: Callable[..., Plan]) -> None:
+    recipe = "filters: {recipe: latentr3_amazon18}\nsplit: {cut: examples, ties: source}\nseeds: 2"
+    with pytest.raises(UsageError, match=r":3: filters: .*latentr3_amazon18 takes no sample"):
+        make(("seeds: 2", recipe), ("workers: 1", "workers: 1\n    sample: {users: 0.5}"))
