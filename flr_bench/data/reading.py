@@ -744,11 +744,12 @@ def _rows(path: Readable, layout: Layout, *, strict: bool = False) -> Iterator[t
     encoding = "utf-8-sig" if layout.encoding == "utf-8" else layout.encoding
     with _readable_gzip(path), open_binary(path) as file:
         text = io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline="")
-        for _ in range(layout.header_lines):
-            text.readline()
-        reader = _csv_reader(text, layout.delimiter, layout.quoting, strict=strict)
-        line = layout.header_lines + 1
+        line = 1
         try:
+            for _ in range(layout.header_lines):
+                text.readline()
+            reader = _csv_reader(text, layout.delimiter, layout.quoting, strict=strict)
+            line = layout.header_lines + 1
             for row in reader:
                 if row:
                     yield line, row
