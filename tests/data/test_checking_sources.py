@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tempfile
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from published_files import write_folder
 
 from flr_bench.data.checking import CheckReport, check_source
 from flr_bench.registry import SOURCES
@@ -188,3 +190,56 @@ def test_parquet_is_read_though_it_has_no_lines(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), path)
     assert SOURCES.get("table")(path).tables() == ()
     assert not check("table", path).changes_results
+
+
+PUBLISHED_DAMAGE = [
+    ("[0, 1, 2]", "[0, 1, 2", "bad list"),
+    ("[0, 1, 2]", "[]", "empty history"),
+    ("[0, 1, 2]", "[0, 1, 99]", "unknown item"),
+    ("[86400, 172800, 432000]", "[86400, -172800, 432000]", "negative time"),
+    ("[86400, 172800, 432000]", "[86400, 172800, 9000000000]", "future time"),
+    ("[86400, 172800, 432000]", "[86400, 172800]", "length of lists"),
+    (",864000\n", ",-864000\n", "negative time"),
+    (",864000\n", ",soon\n", "unreadable time"),
+    (",864000\n", "\n", "number of fields"),
+    ("a,", ",", "missing value"),
+    ("'Plain', ", "Plain, ", "bad list"),
+    ("'Plain', ", "'Plane', ", "contradiction"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "kind"), PUBLISHED_DAMAGE)
+@pytest.mark.parametrize("sound", [0, 3])
+def test_damage_to_published_examples_is_found_at_its_line(
+    tmp_path: Path, old: str, new: str, kind: str, sound: int
+) -> None:
+    write_folder(tmp_path, "latentr3_csv")
+    assert errors(check("latentr3_csv", tmp_path)) == []
+    header, first, *rest = (tmp_path / "valid.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    assert old in first
+    lines = [header, *rest[:sound], first.replace(old, new, 1), *rest[sound:]]
+    (tmp_path / "valid.csv").write_text("".join(lines), encoding="utf-8")
+    found = errors(check("latentr3_csv", tmp_path))
+    assert ("valid.csv", 2 + sound, kind) in found
+    assert {(file, line) for file, line, _ in found} == {("valid.csv", 2 + sound)}
+
+
+def test_damage_to_info_is_found_and_minionerec_is_sound(tmp_path: Path) -> None:
+    write_folder(tmp_path, "minionerec_csv", packed=True)
+    assert errors(check("minionerec_csv", tmp_path)) == []
+    write_folder(tmp_path / "other", "latentr3_csv")
+    info = tmp_path / "other" / "info.txt"
+    info.write_text(info.read_text(encoding="utf-8") + "A\tx7\n\t20\nB\t3\nalone\n", encoding="utf-8")
+    assert errors(check("latentr3_csv", tmp_path / "other")) == [
+        ("info.txt", 9, "not a number"),
+        ("info.txt", 10, "missing value"),
+        ("info.txt", 11, "repeated key"),
+        ("info.txt", 12, "number of fields"),
+    ]
+
+
+@pytest.mark.extra_data
+@pytest.mark.parametrize(("name", "kind"), [("cds_latentr3", "latentr3_csv"), ("office_minionerec", "minionerec_csv")])
+def test_real_published_folders_have_no_error(name: str, kind: str) -> None:
+    report = check(kind, Path(os.environ["FLR_BENCH_EXTRA_DATA"]) / name)
+    assert [str(problem) for problem in report.problems if problem.severity == "error"] == []
