@@ -105,7 +105,7 @@ class AmazonReviews(Source):
             timestamps,
             reviews[rating].to_numpy().astype(np.float32, copy=False),
             self._catalog(meta_layout, notes),
-            origin=str(reviews_layout.path.parent),
+            origin=str(self.files()[0].parent),
             untitled=self.options.untitled,
             notes=notes,
         )

@@ -148,7 +148,10 @@ def _check_interactions(coded: CodedData, findings: Findings) -> None:
     repeated = int((~first_of_duplicates(coded.users, coded.items, coded.timestamps)).sum())
     if repeated:
         what = f"{repeated:,} of {len(coded):,} interactions repeat another in user, item and time"
-        _error(coded, findings, what, "remove them, or set the filter 'duplicates: drop'", "repeated interactions")
+        if coded.given is None:
+            _error(coded, findings, what, "remove them, or set the filter 'duplicates: drop'", "repeated interactions")
+        else:  # filters do not apply, and to change what was published would be another data set
+            _note(coded, findings, what, "nothing: they are taken as published", "repeated interactions")
     for rows, what, kind in (
         (coded.timestamps < 0, "before 1970", "negative time"),
         (coded.timestamps > time.time(), "in the future", "future time"),

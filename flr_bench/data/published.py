@@ -15,11 +15,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from flr_bench.data.coded import CodedData
+from flr_bench.data.layout import ColumnLayout, FileLayout
 from flr_bench.data.sources import Source
 from flr_bench.data.splitting import TRAIN, make_examples, times_of_last_items
 from flr_bench.errors import DataError, UnknownNameError
@@ -195,6 +196,39 @@ class PublishedSource(Source):
             counts=made.counts,
             times="seconds" if self.layout.times else "order of rows",
         )
+
+    def tables(self) -> tuple[FileLayout, ...]:
+        """``info.txt`` and the parts; what contradicts ``info.txt`` is looked for if that can be read."""
+        from flr_bench.data.published_rules import ExampleRule, info_faults
+
+        self.files()
+        path = self._file("info.txt")
+        try:
+            info: Info | None = read_info(path, self.info_columns)
+        except DataError:
+            info = None
+        columns = tuple(
+            ColumnLayout(name, "key" if name == "id" else "text", missing=None if name == "semantic_id" else "error")
+            for name in self.info_columns
+        )
+        of_items = FileLayout(
+            path,
+            "delimited",
+            columns,
+            delimiter="\t",
+            quoting=False,
+            header=False,
+            unique="id",
+            spilling="title",
+            rule=info_faults,
+        )
+        rule = ExampleRule.of(self.layout, info)
+        parts = [part for name in _PARTS if (part := self._optional(f"{name}.csv")) is not None]
+        return (of_items, *(FileLayout(part, "delimited", self._columns(part), rule=rule) for part in parts))
+
+    def _columns(self, path: Path) -> tuple[ColumnLayout, ...]:
+        kinds: dict[str, Literal["key", "time"]] = {"user_id": "key", "timestamp": "time"}
+        return tuple(ColumnLayout(name, kinds.get(name, "text")) for name in self.layout.columns(_header(path), path))
 
     def _optional(self, name: str) -> Path | None:
         folder = self._folder()

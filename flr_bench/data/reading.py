@@ -37,6 +37,7 @@ from flr_bench.data.assembly import (
     ratings_of,
     shown,
 )
+from flr_bench.data.layout import ColumnLayout, FileLayout
 from flr_bench.errors import DamagedFileError, DataError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "Readable",
     "Untitled",
     "ZipMember",
+    "as_file_layout",
     "assemble",
     "distinct_items",
     "json_place_of",
@@ -65,6 +67,7 @@ __all__ = [
     "read_parquet",
     "shown",
     "sniff",
+    "sniff_leniently",
 ]
 
 ColumnKind = Literal["key", "text", "number", "time"]
@@ -248,6 +251,70 @@ def sniff(
         return Layout(found, chosen, tuple(header), 0, quoting, tuple(remarks))
     names, lines = _first_row(text, found, quoting)
     return Layout(found, chosen, tuple(name.strip() for name in names), lines, quoting, tuple(remarks))
+
+
+def sniff_leniently(
+    path: Readable,
+    wanted: Sequence[str],
+    *,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    quoting: Quoting = "double",
+    header: Sequence[str] | None = None,
+) -> Layout:
+    """:func:`sniff` for a look at all lines: the encoding is that of the whole file, a mixture counts as UTF-8.
+
+    Args:
+        path: the file.
+        wanted: columns that are looked for.
+        delimiter: the delimiter, if known.
+        encoding: the encoding, if known.
+        quoting: what quotes mean.
+        header: names of the columns of a file that has no header line.
+
+    Raises:
+        DataError: the file is empty or no text at all.
+    """
+    try:
+        layout = sniff(path, wanted, delimiter=delimiter, encoding=encoding, quoting=quoting, header=header)
+        if encoding is None and layout.encoding == "utf-8":
+            layout = replace(layout, encoding=_scan_encoding(path))
+    except DataError:
+        layout = sniff(path, wanted, delimiter=delimiter, encoding="latin-1", quoting=quoting, header=header)
+        layout = replace(layout, encoding=encoding or "utf-8")
+    return layout
+
+
+def as_file_layout(
+    path: Readable,
+    layout: Layout,
+    columns: Sequence[ColumnLayout],
+    *,
+    catalog: tuple[str, str] | None = None,
+    spilling: str | None = None,
+) -> FileLayout:
+    """A delimited file for ``flr-bench data check``.
+
+    Args:
+        path: the file.
+        layout: how it is written.
+        columns: the columns that are read; all of them, in order, if the file has no header.
+        catalog: columns of key and title, if there is one row per item.
+        spilling: a column whose values may hold the delimiter.
+    """
+    key, title = catalog if catalog is not None else (None, None)
+    return FileLayout(
+        path,
+        "delimited",
+        tuple(columns),
+        delimiter=layout.delimiter,
+        quoting=layout.quoting == "double",
+        encoding=layout.encoding,
+        header=layout.header_lines > 0,
+        unique=key,
+        agreeing=title,
+        spilling=spilling,
+    )
 
 
 def read_delimited(

@@ -17,12 +17,13 @@ import io
 import json
 import math
 import time
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from flr_bench.data.layout import ColumnLayout, FileLayout, Severity
 
@@ -36,8 +37,13 @@ LISTED = 20
 
 _PIECE = 4 << 20
 _LONGEST_QUOTE = 100  # lines; a quoted title with more line breaks is rather a quote that was never closed
-_UNITS = {"seconds": 1e11, "milliseconds": 1e14, "microseconds": 1e17}  # magnitudes below which each is meant
-_PER_SECOND = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "ISO 8601": 1.0}
+_UNITS = {
+    "seconds": 1e11,
+    "milliseconds": 1e14,
+    "microseconds": 1e17,
+    "nanoseconds": 1e20,
+}  # magnitudes below which each is meant
+_PER_SECOND = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9, "ISO 8601": 1.0}
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class _Scanner:
         self._line = 1  # of the next line
         self._records = 0
         self._unreadable = False  # no sense in looking at the lines
-        self._first_seen: dict[str, int] = {}
+        self._first_seen: dict[str, tuple[int, str]] = {}
         self._units: dict[str, _Lines] = {}
         self._types: dict[tuple[str, str], _Lines] = {}
         self._now = time.time()
@@ -157,8 +163,10 @@ class _Scanner:
                 self._run(raw, piece)
         except OSError as error:
             self.report(f"cannot be read ({error.strerror or error})", "check path and permissions", "unreadable file")
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            self.report(f"cannot be unpacked ({error})", "get the archive again", "unreadable file")
 
-    def _run(self, raw: BinaryIO, piece: int) -> None:
+    def _run(self, raw: IO[bytes], piece: int) -> None:
         rest, first = b"", True
         for fresh, last in whole_lines(raw, piece, self._broken_off):
             lines = rest + (self._without_mark(fresh) if first else fresh)
@@ -176,7 +184,7 @@ class _Scanner:
 
     def _broken_off(self, line: int, error: Exception) -> None:
         self.report(
-            f"the gzip stream breaks off or is damaged here ({error})",
+            f"the compressed data break off or are damaged here ({error})",
             "fetch the file again; what follows could not be looked at",
             "damaged gzip",
             line=line,
@@ -232,10 +240,21 @@ class _Scanner:
                     "there is no value", remedy, "missing value", line=line, column=column.name, severity=column.missing
                 )
             return
-        check = {"key": self._key, "text": self._text, "texts": self._texts, "time": self._time, "number": self._number}
+        check = {
+            "key": self._key,
+            "text": self._text,
+            "any": self._encodable,
+            "texts": self._texts,
+            "time": self._time,
+            "number": self._number,
+        }
         check[column.kind](column.name, value, line)
-        if column.name == self._layout.unique:
-            self._see(str(value), line)
+
+    def see(self, row: Mapping[str, Any], line: int) -> None:
+        """Report a key that may stand in the file once only and stands there already."""
+        key = row.get(str(self._layout.unique))
+        if isinstance(key, str | int | float) and str(key).strip():
+            self._see(str(key), str(row.get(str(self._layout.agreeing)) or ""), line)
 
     def _key(self, name: str, value: Any, line: int) -> None:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -280,7 +299,7 @@ class _Scanner:
         if unit is None:
             self.report(
                 f"{_short(value)} is not a time",
-                "give seconds, milliseconds or microseconds since 1970, or ISO 8601",
+                "give seconds (or milliseconds, microseconds, nanoseconds) since 1970, or ISO 8601",
                 "unreadable time",
                 line=line,
                 column=name,
@@ -304,18 +323,23 @@ class _Scanner:
                 column=name,
             )
 
-    def _see(self, key: str, line: int) -> None:
-        first = self._first_seen.setdefault(key, line)
+    def _see(self, key: str, beside: str, line: int) -> None:
+        first, other = self._first_seen.setdefault(key, (line, beside))
         if first != line:
-            remedy = "keep one of the two" if self._layout.repeated == "error" else "nothing: the first is kept"
+            severity = self._layout.repeated
+            if self._layout.agreeing is not None and _agree(beside, other):
+                severity = "note"
+            remedy = "keep one of the two" if severity == "error" else "nothing: the first is kept"
             self.report(
                 f"{_short(key)} stands in line {first} already",
                 remedy,
                 "repeated key",
                 line=line,
                 column=self._layout.unique,
-                severity=self._layout.repeated,
+                severity=severity,
             )
+            if not other.strip():
+                self._first_seen[key] = (first, beside)
 
     def arrow_is_clean(self, table: pa.Table) -> bool:
         """Whether columns that Arrow read hold nothing unusual; what spans lines is remembered if so."""
@@ -342,8 +366,11 @@ class _Scanner:
         for name in keys:
             self._types.setdefault((name, "text"), _Lines()).add_many(table.num_rows, self._line)
         if self._layout.unique in table.column_names:
-            for offset, key in enumerate(table[self._layout.unique].to_pylist()):
-                self._see(key, self._line + offset)
+            keys_seen = table[self._layout.unique].to_pylist()
+            named = self._layout.agreeing in table.column_names
+            beside = table[self._layout.agreeing].to_pylist() if named else [""] * len(keys_seen)
+            for offset, (key, text) in enumerate(zip(keys_seen, beside, strict=True)):
+                self._see(key, text or "", self._line + offset)
         self._records += table.num_rows
 
     def _finish(self) -> None:
@@ -407,6 +434,8 @@ class _Delimited(_Scanner):
 
         if not lines or self._names is None or len(set(self._names)) < len(self._names):
             return not lines
+        if self._layout.rule is not None:
+            return False
         if self._layout.quoting and b'"' in lines:
             return False
         encoded = self._for_arrow(lines)
@@ -456,8 +485,10 @@ class _Delimited(_Scanner):
                     line=self._line,
                 )
                 used = 1
+            elif self._names is None and fields in ([], [""]):
+                self._empty()
             elif self._names is None:
-                self._header(fields)
+                self._header([name.strip() for name in fields])
             else:
                 self._row(fields)
             at += used
@@ -470,13 +501,26 @@ class _Delimited(_Scanner):
         A record that cannot be parsed at all is one line without fields.
         """
         text = self.decoded(lines[at], self._line).removesuffix("\r")
-        if not self._layout.quoting or '"' not in text or len(self._layout.delimiter) > 1:
-            return text.split(self._layout.delimiter), 1
+        delimiter = self._layout.delimiter
+        if not self._layout.quoting or '"' not in text:
+            return text.split(delimiter), 1
+        if len(delimiter) > 1:  # as on reading: then quotes do not protect it
+            delimiter = "\x1f"
         used = 1
         while True:
+            text = text.replace(self._layout.delimiter, delimiter)
             try:
-                return next(csv.reader([text], delimiter=self._layout.delimiter, strict=True)), used
+                return next(csv.reader([text], delimiter=delimiter, strict=True)), used
             except csv.Error as error:
+                if "field limit" in str(error):
+                    self.report(
+                        "a field is too long to be looked at",
+                        "nothing, if reading takes it",
+                        "long field",
+                        line=self._line,
+                        severity="note",
+                    )
+                    return [], used
                 if "unexpected end of data" not in str(error):
                     self.report(
                         "a quote inside a quoted field is not doubled", "write it twice", "bad quote", line=self._line
@@ -498,8 +542,16 @@ class _Delimited(_Scanner):
     def _header(self, names: list[str]) -> None:
         self._names = names
         twice = [name for name, count in Counter(names).items() if count > 1]
+        read = {column.name for column in self._layout.columns}
         for name in twice:
-            self.report(f"two columns are called {_short(name)}", "rename one", "header", line=self._line, column=name)
+            self.report(
+                f"two columns are called {_short(name)}",
+                "rename one" if name in read else "nothing: neither is read",
+                "header",
+                line=self._line,
+                column=name,
+                severity="error" if name in read else "note",
+            )
         self._wanted = [column for column in self._layout.columns if column.name in names]
         for column in self._layout.columns:
             if column.required and column.name not in names:
@@ -514,8 +566,12 @@ class _Delimited(_Scanner):
         names = self._names or []
         if fields == [] or (fields == [""] and len(names) > 1):
             if fields:
-                self.report("the line is empty", "remove it", "empty line", line=self._line, severity="note")
+                self._empty()
             return
+        if self._layout.spilling in names and len(fields) > len(names):
+            at, surplus = names.index(str(self._layout.spilling)), len(fields) - len(names)
+            joined = self._layout.delimiter.join(fields[at : at + surplus + 1])
+            fields = [*fields[:at], joined, *fields[at + surplus + 1 :]]
         if len(fields) != len(names):
             self.report(
                 f"{len(fields)} fields where there should be {len(names)}",
@@ -528,6 +584,12 @@ class _Delimited(_Scanner):
         by_name = dict(zip(names, fields, strict=True))
         for column in self._wanted:
             self.value(column, by_name[column.name], self._line)
+        self.see(by_name, self._line)
+        for fault in self._layout.rule(by_name) if self._layout.rule is not None else ():
+            self.report(fault.what, fault.remedy, fault.kind, line=self._line, column=fault.column)
+
+    def _empty(self) -> None:
+        self.report("the line is empty", "remove it", "empty line", line=self._line, severity="note")
 
 
 class _JsonLines(_Scanner):
@@ -587,6 +649,7 @@ class _JsonLines(_Scanner):
                 )
             elif column.name in record or column.required:
                 self.value(column, record.get(column.name), self._line)
+        self.see(record, self._line)
 
     def _broken(self, text: str, error: Exception) -> None:
         if text.lstrip().startswith(("{'", "{u'")):
@@ -611,7 +674,7 @@ def arrow_type(column: ColumnLayout) -> Any:
 
 
 def whole_lines(
-    raw: BinaryIO, piece: int, broken_off: Callable[[int, Exception], None]
+    raw: IO[bytes], piece: int, broken_off: Callable[[int, Exception], None]
 ) -> Iterator[tuple[bytes, bool]]:
     """A file, plain or gzip (by its first two bytes), in pieces of whole lines.
 
@@ -655,7 +718,7 @@ def _read(stream: Any, size: int) -> tuple[bytes, Exception | None]:
                 break
             parts.append(part)
             total += len(part)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
         return b"".join(parts), error
     return b"".join(parts), None
 
@@ -682,7 +745,12 @@ def _plain_numbers(values: pa.ChunkedArray, *, blank: bool) -> bool:
     return numbers is not None and pc.all(pc.is_finite(numbers)).as_py()
 
 
-_PLAIN: dict[str, Callable[..., bool]] = {"key": _plain_keys, "text": _plain_texts, "number": _plain_numbers}
+_PLAIN: dict[str, Callable[..., bool]] = {
+    "key": _plain_keys,
+    "text": _plain_texts,
+    "any": _plain_texts,
+    "number": _plain_numbers,
+}
 
 
 def _plain_times(values: pa.ChunkedArray, now: float) -> str | None:
@@ -743,6 +811,18 @@ def _date(seconds: float) -> str:
         return datetime.fromtimestamp(seconds, UTC).date().isoformat()
     except (OverflowError, ValueError, OSError):
         return "after the year 9999"
+
+
+def _agree(title: str, other: str) -> bool:
+    """Whether two titles are one as far as reading goes, which cleans them."""
+    import pyarrow as pa
+
+    from flr_bench.data.hygiene import clean_titles
+
+    if not title.strip() or not other.strip():
+        return True
+    first, second = clean_titles(pa.array([title, other]))[0].to_pylist()
+    return bool(first == second)
 
 
 def _untidy(text: str) -> bool:

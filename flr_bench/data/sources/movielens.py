@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from flr_bench.data.layout import ColumnLayout, FileLayout
 from flr_bench.data.reading import (
     Layout,
     Notes,
     Place,
     Readable,
     ZipMember,
+    as_file_layout,
     assemble,
     distinct_items,
     noted_times,
@@ -22,6 +24,7 @@ from flr_bench.data.reading import (
     ratings_of,
     read_delimited,
     sniff,
+    sniff_leniently,
 )
 from flr_bench.data.sources import Source
 from flr_bench.errors import DamagedFileError, DataError
@@ -102,6 +105,31 @@ class MovieLens(Source):
             distinct_items(catalog, origin=str(films), clean=self.options.clean_titles, notes=notes, place=film_place),
             origin=str(self._path),
             notes=notes,
+        )
+
+    def tables(self) -> tuple[FileLayout, ...]:
+        """Ratings and films, from the folder or within the archive."""
+        ratings, films = self._readables()
+        user, item, value, time = _RATING_COLUMNS
+        key, title, genres = _FILM_COLUMNS
+        of_ratings = (
+            ColumnLayout(user, "key"),
+            ColumnLayout(item, "key"),
+            ColumnLayout(value, "number"),
+            ColumnLayout(time, "time"),
+        )
+        of_films = (ColumnLayout(key, "key"), ColumnLayout(title, missing="note"), ColumnLayout(genres, missing=None))
+        if ratings.name.endswith(".dat"):
+            first = Layout("::", "utf-8", _RATING_COLUMNS, 0, "none")
+            second = sniff_leniently(films, _FILM_COLUMNS, delimiter="::", quoting="none", header=_FILM_COLUMNS)
+            spilling = title
+        else:
+            first = sniff_leniently(ratings, _RATING_COLUMNS, delimiter=",")
+            second = sniff_leniently(films, _FILM_COLUMNS, delimiter=",")
+            spilling = None
+        return (
+            as_file_layout(ratings, first, of_ratings),
+            as_file_layout(films, second, of_films, catalog=(key, title), spilling=spilling),
         )
 
     def _readables(self) -> tuple[Readable, Readable]:

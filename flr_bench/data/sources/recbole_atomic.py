@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from flr_bench.data.layout import ColumnLayout, FileLayout, Severity
 from flr_bench.data.reading import (
     ColumnKind,
     Layout,
     Notes,
     Quoting,
     Untitled,
+    as_file_layout,
     assemble,
     distinct_items,
     nearest,
@@ -23,6 +25,7 @@ from flr_bench.data.reading import (
     read_delimited,
     shown,
     sniff,
+    sniff_leniently,
 )
 from flr_bench.data.sources import Source
 from flr_bench.errors import DataError
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
     from flr_bench.data.coded import CodedData
 
+_MISSING_TITLE: Mapping[Untitled, Severity | None] = {"drop": "note", "key": None, "refuse": "error"}
 _TYPES = ("token", "token_seq", "float", "float_seq")
 
 
@@ -132,6 +136,32 @@ class RecBoleAtomic(Source):
             origin=str(inter),
             untitled=options.untitled,
             notes=notes,
+        )
+
+    def tables(self) -> tuple[FileLayout, ...]:
+        """Both files."""
+        inter, item = self.files()
+        options = self.options
+        first, second = (
+            sniff_leniently(path, (), delimiter=options.separator, quoting=options.quoting) for path in (inter, item)
+        )
+        names = _plain_names(inter, first)
+        columns = [
+            ColumnLayout(_column(inter, names, options.user_col, "user_col"), "key"),
+            ColumnLayout(_column(inter, names, options.item_col, "item_col"), "key"),
+            ColumnLayout(_column(inter, names, options.time_col, "time_col"), "time"),
+        ]
+        rating = options.rating_col or ("rating" if "rating" in names else "")
+        if rating:
+            columns.append(ColumnLayout(_column(inter, names, rating, "rating_col"), "number"))
+        of_items = _plain_names(item, second)
+        key = _column(item, of_items, options.item_col, "item_col")
+        title = _column(item, of_items, options.title_col or _title_column(item, list(of_items)), "title_col")
+        further = [ColumnLayout(name, missing=None) for name in of_items.values() if name not in (key, title)]
+        catalog = (ColumnLayout(key, "key"), ColumnLayout(title, missing=_MISSING_TITLE[options.untitled]), *further)
+        return (
+            as_file_layout(inter, first, columns),
+            as_file_layout(item, second, catalog, catalog=(key, title)),
         )
 
     def _layout(self, path: Path) -> Layout:

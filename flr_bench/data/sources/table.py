@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from flr_bench.data.layout import ColumnLayout, FileLayout, Severity
 from flr_bench.data.reading import (
     ColumnKind,
     Notes,
     Place,
     Quoting,
     Untitled,
+    as_file_layout,
     assemble,
     distinct_items,
     json_place_of,
@@ -25,6 +27,7 @@ from flr_bench.data.reading import (
     read_json_lines,
     read_parquet,
     sniff,
+    sniff_leniently,
 )
 from flr_bench.data.sources import Source
 from flr_bench.errors import DataError
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from flr_bench.data.coded import CodedData
 
+_MISSING_TITLE: Mapping[Untitled, Severity | None] = {"drop": "note", "key": None, "refuse": "error"}
 Format = Literal["auto", "delimited", "parquet", "json_lines"]
 
 _ENDINGS: Mapping[str, Format] = {
@@ -173,6 +177,51 @@ class Table(Source):
             untitled=options.untitled,
             notes=notes,
         )
+
+    def tables(self) -> tuple[FileLayout, ...]:
+        """The delimited files and those of JSON lines; parquet and UTF-16 have no lines to look at."""
+        options, path = self.options, self.files()[0]
+        columns = [
+            ColumnLayout(options.user_col, "key"),
+            ColumnLayout(options.item_col, "key"),
+            ColumnLayout(options.time_col, "time"),
+        ]
+        if options.rating_col:
+            columns.append(ColumnLayout(options.rating_col, "number"))
+        names = self._item_columns(options.items_item_col or options.item_col)
+        beside = [ColumnLayout(name, "any", missing=None) for role, name in names.items() if role != "item"]
+        if options.items is None:
+            return self._laid_out(path, [*columns, *beside], None)
+        title = options.title_col
+        catalog = [
+            ColumnLayout(names["item"], "key"),
+            *(ColumnLayout(title, "any", missing=_MISSING_TITLE[options.untitled]) for _ in (title,) if title),
+            *(column for column in beside if column.name != title),
+        ]
+        return (
+            *self._laid_out(path, columns, None),
+            *self._laid_out(options.items, catalog, (names["item"], title)),
+        )
+
+    def _laid_out(
+        self, path: Path, columns: Sequence[ColumnLayout], catalog: tuple[str, str] | None
+    ) -> tuple[FileLayout, ...]:
+        how = self._format(path)
+        key, title = catalog if catalog is not None else (None, None)
+        if how == "json_lines":
+            return (FileLayout(path, "json_lines", tuple(columns), unique=key, agreeing=title),)
+        if how == "parquet":
+            return ()
+        layout = sniff_leniently(
+            path,
+            [column.name for column in columns],
+            delimiter=self.options.delimiter.replace("\\t", "\t") or None,
+            encoding=self.options.encoding or None,
+            quoting=self.options.quoting,
+        )
+        if layout.encoding.startswith(("utf-16", "utf-32")):
+            return ()
+        return (as_file_layout(path, layout, columns, catalog=catalog),)
 
     def _item_columns(self, item_col: str) -> dict[str, str]:
         """Names in the file of the catalog's columns, by what they are called in the catalog."""
