@@ -181,7 +181,8 @@ def _check_items(coded: CodedData, findings: Findings) -> None:
             f"{len(unused):,} of {len(used):,} items have no interaction, "
             f"'{coded.catalog['item'][int(unused[0])].as_py()}' for one"
         )
-        _note(coded, findings, what, "nothing: they are left out", "item without interaction")
+        remedy = "nothing: they are left out" if coded.given is None else "nothing: they stay candidates"
+        _note(coded, findings, what, remedy, "item without interaction")
 
 
 def _check_titles(coded: CodedData, findings: Findings) -> None:

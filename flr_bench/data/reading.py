@@ -702,7 +702,7 @@ def _readable_as(value: str, form: Any) -> bool:
 
     try:
         pa.scalar(value.strip()).cast(form)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, UnicodeEncodeError):  # the latter: bytes that the encoding does not have
         return False
     return True
 

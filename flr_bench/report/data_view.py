@@ -121,12 +121,17 @@ def tokenizer_of(folder: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
 
 
+def _headline(shown: DataView) -> str:
+    """Name and title, the name once."""
+    return shown.title if shown.title.startswith(f"{shown.name}: ") else f"{shown.name}: {shown.title}"
+
+
 def as_text(shown: DataView) -> Iterator[tuple[str, bool]]:
     """The lines of a terminal, each with whether it is a heading.
 
     Titles are foreign text: characters that would steer the terminal are replaced.
     """
-    yield _harmless(f"{shown.name}: {shown.title}"), True
+    yield _harmless(_headline(shown)), True
     for section in shown.sections:
         yield "", False
         yield section.title, True

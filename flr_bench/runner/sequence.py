@@ -134,10 +134,11 @@ def as_lines(losses: Sequence[Loss]) -> Iterator[str]:
         first = losses[0].loss
         sizes = f"{first.examples:,} examples of {first.users:,} users, {first.seeds} seeds"
         yield f"{sizes}; intervals over {first.covers}"
-    if any(one.loss.low > 0 for one in losses):
-        yield "The order of histories matters here: sequential methods can be told apart."
+    losing = dict.fromkeys(one.method for one in losses if one.loss.low > 0)
+    if losing:
+        yield f"By the shuffle of histories lose: {', '.join(losing)} (an interval above 0; each stands alone)."
     else:
-        yield "No method loses by the shuffle: this data cannot rank sequential methods."
+        yield "No method was seen to lose by the shuffle: nothing shows that this data can rank sequential methods."
 
 
 def _both_orders(

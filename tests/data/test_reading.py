@@ -21,6 +21,7 @@ from flr_bench.data.coded import CodedData
 from flr_bench.data.reading import (
     Layout,
     Notes,
+    _readable_as,
     assemble,
     distinct_items,
     parse_times,
@@ -363,3 +364,8 @@ def test_dictionary_values_that_no_row_has_are_no_items() -> None:
     data = assemble(users, items, np.array([1, 2]), None, catalog, origin="x", untitled="refuse")
     assert data.user_keys.to_pylist() == ["v", "u"]
     assert not data.counts
+
+
+def test_bytes_that_the_encoding_does_not_have_are_no_time() -> None:
+    assert not _readable_as("12\udcff", pa.timestamp("s"))
+    assert _readable_as("2018-11-01 00:00:00", pa.timestamp("s"))
