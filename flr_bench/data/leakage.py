@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flr_bench.data.sorting import stable_order
 from flr_bench.interface import Interactions
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def leakage_report(data: PreparedData, counted: Mapping[str, Mapping[str, Any]])
 def _tied_across(data: PreparedData, part: int) -> int:
     """Neighbouring interactions of one user at one time, the second in ``part`` and the first before it."""
     log, parts = data.all_interactions, data.parts
-    order = stable_order(log.users)
+    order = data.by_user
     after, before = order[1:], order[:-1]
     tied = (log.users[after] == log.users[before]) & (log.timestamps[after] == log.timestamps[before])
     return int((tied & (parts[after] == part) & (parts[before] < part)).sum())

@@ -19,12 +19,13 @@ from flr_bench.data.given import last_times
 from flr_bench.data.imports import ImportedData, open_dataset
 from flr_bench.data.leakage import leakage_report
 from flr_bench.data.recipes import derive, effective_split
+from flr_bench.data.sorting import stable_order
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples, spread_over_users
 from flr_bench.data.statistics import statistics
 from flr_bench.data.storage import canonical, load, save
 from flr_bench.errors import DataError
-from flr_bench.interface import Catalog, Examples, Interactions, Split
+from flr_bench.interface import Catalog, Examples, Int64s, Interactions, Split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,6 +93,11 @@ class PreparedData:
         """The training interactions in the order of time."""
         rows, every = np.flatnonzero(self.parts == TRAIN), self.all_interactions
         return Interactions(every.users[rows], every.items[rows], every.timestamps[rows])
+
+    @cached_property
+    def by_user(self) -> Int64s:
+        """``[n]`` int64 positions in :attr:`all_interactions`, user by user, each in the order of time."""
+        return stable_order(self.all_interactions.users)
 
     @property
     def train(self) -> Examples:

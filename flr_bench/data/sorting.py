@@ -12,6 +12,9 @@ from flr_bench.interface import Int32s, Int64s
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 
+_COUNTING_FROM = 1_000_000
+"""Rows from which a counting sort is worth its import."""
+
 __all__ = ["first_of_each", "renumber_by_appearance", "repeats", "stable_order"]
 
 
@@ -32,6 +35,8 @@ def stable_order(*columns: Ints) -> Int64s:
         return np.empty(0, dtype=np.int64)
     lowest = [int(column.min()) for column in columns]
     bits = [(int(column.max()) - low).bit_length() for column, low in zip(columns, lowest, strict=True)]
+    if len(columns) == 1 and n >= _COUNTING_FROM and lowest[0] >= 0 and lowest[0] + (1 << bits[0]) <= 2 * n < 2**31:
+        return _counting_sort(columns[0])
     place_bits = (n - 1).bit_length()
     if sum(bits) + place_bits > 64:
         return np.lexsort(columns[::-1])
@@ -45,6 +50,20 @@ def stable_order(*columns: Ints) -> Int64s:
     packed.sort()
     packed &= np.uint64((1 << place_bits) - 1)
     return packed.view(np.int64)
+
+
+def _counting_sort(values: Ints) -> Int64s:
+    """Positions in ascending order of values from 0, then of position, in one pass.
+
+    It is what turns the coordinates of a sparse matrix into rows: a row per value, a column per position.
+    """
+    from scipy.sparse import coo_array
+
+    n = len(values)
+    places = np.arange(n, dtype=np.int32)
+    shape = (int(values.max()) + 1, n)
+    rows = coo_array((np.ones(n, dtype=np.int8), (values.astype(np.int32), places)), shape=shape).tocsr()
+    return rows.indices.astype(np.int64)
 
 
 def repeats(users: Ints, values: Ints) -> Bools:

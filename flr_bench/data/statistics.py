@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flr_bench.data.sorting import repeats, stable_order
 from flr_bench.data.splitting import PARTS, TRAIN
-from flr_bench.interface import Examples, Int64s, Interactions
+from flr_bench.interface import Examples, Int64s
 
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData
@@ -41,7 +41,7 @@ def statistics(
     users = len(data.user_keys)
     per_title = np.bincount(catalog.title_of_item)
     of_log = _Again.of_log(data) if not own_examples else None
-    since = _seconds_since_previous(every) if own_examples and given_times is None else None
+    since = _seconds_since_previous(data) if own_examples and given_times is None else None
     parts = {}
     for part in PARTS:
         examples = data.examples[part]
@@ -60,7 +60,7 @@ def statistics(
         "density": len(every) / (users * len(catalog)),
         "distinct_titles": len(catalog.distinct_titles),
         "items_with_shared_title": int(per_title[per_title > 1].sum()),
-        "tie_rate": _tie_rate(every),
+        "tie_rate": _tie_rate(data),
         "first_timestamp": int(every.timestamps[0]),
         "last_timestamp": int(every.timestamps[-1]),
         "train_interactions": int((data.parts == TRAIN).sum()),
@@ -87,7 +87,7 @@ class _Again:
         """For each interaction, its history being all that its user did before."""
         every = data.all_interactions
         titles = data.catalog.title_of_item[every.items]
-        return cls(repeats(every.users, every.items), repeats(every.users, titles), _seconds_since_previous(every) == 0)
+        return cls(repeats(every.users, every.items), repeats(every.users, titles), _seconds_since_previous(data) == 0)
 
     def at(self, rows: Ints) -> _Again:
         return _Again(self.item[rows], self.title[rows], None if self.instant is None else self.instant[rows])
@@ -103,10 +103,9 @@ class _Again:
         )
 
 
-def _tie_rate(interactions: Interactions) -> float:
+def _tie_rate(data: PreparedData) -> float:
     """Share of interactions that have user and timestamp in common with another."""
-    order = stable_order(interactions.users)
-    users, timestamps = interactions.users[order], interactions.timestamps[order]
+    users, timestamps = data.all_interactions.users[data.by_user], data.all_interactions.timestamps[data.by_user]
     same = (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])
     tied = np.zeros(len(users), dtype=np.bool_)
     tied[1:] |= same
@@ -146,10 +145,10 @@ def _marks(values: Ints, size: int) -> Bools:
     return out
 
 
-def _seconds_since_previous(interactions: Interactions) -> Int64s:
+def _seconds_since_previous(data: PreparedData) -> Int64s:
     """For each interaction the time since the same user's one before; -1 for a user's first."""
-    order = stable_order(interactions.users)
-    users, timestamps = interactions.users[order], interactions.timestamps[order]
+    order, every = data.by_user, data.all_interactions
+    users, timestamps = every.users[order], every.timestamps[order]
     since = np.full(len(users), -1, dtype=np.int64)
     again = np.flatnonzero(users[1:] == users[:-1]) + 1
     since[order[again]] = timestamps[again] - timestamps[again - 1]

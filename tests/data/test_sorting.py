@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flr_bench.data.filtering import hash_keys, mix
-from flr_bench.data.sorting import first_of_each, renumber_by_appearance, repeats, stable_order
+from flr_bench.data.sorting import _counting_sort, first_of_each, renumber_by_appearance, repeats, stable_order
 from flr_bench.data.splitting import _order_by_hash, order_in_time
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(-3, 3)), min_size=1, max_size=40)
@@ -31,6 +31,18 @@ def test_stable_order_of_numbers_that_do_not_fit_together(values: list[tuple[int
     columns = [np.array(column, dtype=np.int64) for column in zip(*values, strict=True)][: 1 if alone else 2]
     keys = list(zip(*(column.tolist() for column in columns), strict=True))
     assert stable_order(*columns).tolist() == sorted(range(len(keys)), key=lambda row: keys[row])
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.integers(0, 9), min_size=5, max_size=40))
+def test_counting_sort_is_the_stable_sort(rows: list[int]) -> None:
+    values = np.array(rows, dtype=np.int32)
+    assert _counting_sort(values).tolist() == stable_order(values).tolist()
+
+
+def test_many_rows_are_counted() -> None:
+    values = np.random.default_rng(0).integers(0, 1_000, 1_000_000).astype(np.int32)
+    np.testing.assert_array_equal(stable_order(values), np.argsort(values, kind="stable"))
 
 
 def test_stable_order_of_nothing() -> None:
