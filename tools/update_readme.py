@@ -71,13 +71,18 @@ def methods() -> str:
 
 
 def names() -> str:
-    """The names of decodings, metrics and data sets that come with the package."""
+    """The names of decodings, metrics, data sets and kinds of files that come with the package."""
     from flr_bench.registry import DECODINGS, METRICS, SOURCES
 
-    registries = {"Decodings": DECODINGS, "Metrics": METRICS, "Data sets": SOURCES}
+    entries = {
+        "Decodings": DECODINGS,
+        "Metrics": METRICS,
+        "Data sets": [(name, source) for name, source in SOURCES if source.embedded],
+        "Kinds of files to import": [(name, source) for name, source in SOURCES if not source.embedded],
+    }
     return "\n".join(
-        f"- {title}: {', '.join(f'`{name}`' for name, entry in registry if _is_ours(entry))}"
-        for title, registry in registries.items()
+        f"- {title}: {', '.join(f'`{name}`' for name, entry in some if _is_ours(entry))}"
+        for title, some in entries.items()
     )
 
 

@@ -46,7 +46,6 @@ p.lead { color: var(--soft); margin: 0 0 1rem; }
 table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: normal; color: var(--soft); padding: 0.25rem 1rem 0.25rem 0; vertical-align: top; }
 td { padding: 0.25rem 0; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-td.words { text-align: left; }
 tr + tr { border-top: 1px solid var(--line); }
 tr.more th { padding-left: 1.2rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
