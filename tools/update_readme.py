@@ -10,8 +10,9 @@ import argparse
 import csv
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("results/main/cpu")
@@ -74,7 +75,7 @@ def names() -> str:
     """The names of decodings, metrics, data sets and kinds of files that come with the package."""
     from flr_bench.registry import DECODINGS, METRICS, SOURCES
 
-    entries = {
+    entries: dict[str, Iterable[tuple[str, Any]]] = {
         "Decodings": DECODINGS,
         "Metrics": METRICS,
         "Data sets": [(name, source) for name, source in SOURCES if source.embedded],
