@@ -90,7 +90,17 @@ def run_way(
     way: str, folder: Path, *, threads: int, limit: float | None = None, gib: float = 0.0
 ) -> tuple[dict[str, Any], str]:
     """What a way's process printed; or nothing, and why."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.data_ways", way, str(folder), str(gib)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.benchmarks.data_ways",
+        way,
+        str(folder),
+        str(gib),
+        str(threads),
+    ]
     surroundings = {**os.environ, "OMP_NUM_THREADS": str(threads), "ARROW_NUM_THREADS": str(threads)}
     try:
         done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=limit)
@@ -205,8 +215,6 @@ def report(rows: list[Row], command: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each size, print, write."""
     chosen = options(arguments)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: chosen.threads])
     command = shlex.join(["python", "-m", "tests.benchmarks.data_preparation", *(arguments or sys.argv[1:])])
     rows: list[Row] = []
     recbole = chosen.recbole_limit > 0

@@ -1,12 +1,13 @@
 """The two ways from a file to prepared data, each run in a process of its own.
 
-``python -m tests.benchmarks.data_ways {flr_bench,recbole} FOLDER GIB`` (0: no limit) prints one line of
+``python -m tests.benchmarks.data_ways {flr_bench,recbole} FOLDER GIB CORES`` (0 GiB: no limit) prints one line of
 JSON: seconds and peak memory of the whole process, and how much was left.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -103,7 +104,9 @@ WAYS = {"flr_bench": flr_bench_way, "recbole": recbole_way}
 
 
 def main() -> None:
-    way, folder, gib = sys.argv[1:4]
+    way, folder, gib, cores = sys.argv[1:5]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     if float(gib):  # so that what needs too much ends by itself, and nothing beside it
         resource.setrlimit(resource.RLIMIT_DATA, (int(float(gib) * 2**30),) * 2)
     result = WAYS[way](Path(folder))
