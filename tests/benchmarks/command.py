@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.measuring import matmul_peak, surroundings
-from tests.benchmarks.rows import NAMES, Effort, Row, Spec, further, grouped, measure, reference
+from tests.benchmarks.rows import GROUPS, NAMES, Effort, Row, Spec, grouped, measure
 from tests.benchmarks.workloads import PUBLIC_SHAPES, Place, Shape, make
 
 TARGETS = {
@@ -33,6 +33,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write a Markdown report and the rows there")
     parser.add_argument("--only", action="append", choices=NAMES, help="rows of this name only; may be repeated")
+    parser.add_argument(
+        "--rows", action="append", choices=GROUPS, help="these groups of rows only; may be repeated; default: all"
+    )
     parser.add_argument("--quick", action="store_true", help="the reference rows only, two turns each")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -50,9 +53,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def specs_of(chosen: argparse.Namespace) -> list[Spec]:
     shape = Shape(model=chosen.model, batch=chosen.batch)
-    specs = reference(shape)
-    if not chosen.quick:
-        specs += further(shape)
+    groups = ["reference"] if chosen.quick else chosen.rows or list(GROUPS)
+    specs = [spec for group in groups for spec in GROUPS[group](shape)]
     if chosen.model != "scratch":  # its widths are its own
         specs = [spec for spec in specs if spec.shape.width == shape.width and spec.shape.data == "synthetic"]
     return [spec for spec in specs if not chosen.only or spec.name in chosen.only]
@@ -94,7 +96,8 @@ def cells(rows: list[Row], device: str) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = [HEADER]
     met: set[str] = set()
     for row in rows:
-        target = "" if row.name in met else f"{TARGETS[device][row.name]:g}"
+        aimed_at = row.name not in met and row.ratio is not None and row.shape["data"] == "synthetic"
+        target = f"{TARGETS[device][row.name]:g}" if aimed_at else ""
         met.add(row.name)
         table.append(
             (
@@ -185,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write(chosen.json, rows)
         if chosen.out:
             chosen.out.mkdir(parents=True, exist_ok=True)
-            kind = "_".join([chosen.device, chosen.dtype, Path(chosen.model).stem])
+            kind = "_".join([chosen.device, chosen.dtype, Path(chosen.model).stem, *(chosen.rows or ())])
             report = markdown(rows, chosen.device, peak, command)
             (chosen.out / f"language_model_{kind}.md").write_text(report, encoding="utf-8")
             write(chosen.out / f"language_model_{kind}.json", rows)

@@ -96,14 +96,18 @@ def reference(shape: Shape) -> list[Spec]:
     return [Spec(name, shape) for name in NAMES]
 
 
-def further(shape: Shape) -> list[Spec]:
-    """Real prompts, wider models, larger catalogs, and how the engine's cost grows."""
-    real = replace(shape, data="ml-100k", width=96, layers=3, heads=4)
-    specs = [Spec(name, real) for name in NAMES]
+def real(shape: Shape) -> list[Spec]:
+    """The five tasks on real prompts and titles."""
+    return [Spec(name, replace(shape, data="ml-100k", width=96, layers=3, heads=4)) for name in NAMES]
+
+
+def wide(shape: Shape) -> list[Spec]:
+    """Wider models."""
+    specs = []
     for width in (256, 512):
-        wide = replace(shape, width=width, heads=width // 64, batch=4)
-        specs += [Spec(name, wide) for name in ("sft", "grpo", "ranking")]
-    return specs + growth(shape)
+        wider = replace(shape, width=width, heads=width // 64, batch=4)
+        specs += [Spec(name, wider) for name in ("sft", "grpo", "ranking")]
+    return specs
 
 
 def growth(shape: Shape) -> list[Spec]:
@@ -118,6 +122,15 @@ def growth(shape: Shape) -> list[Spec]:
     for prompt in (50, 100, 400):
         specs += [Spec(name, replace(shape, prompt=prompt), plain=False) for name in ("sft", "grpo", "ranking")]
     return specs
+
+
+GROUPS: dict[str, Callable[[Shape], list[Spec]]] = {
+    "reference": reference,
+    "real": real,
+    "wide": wide,
+    "growth": growth,
+}
+"""All rows, in the order in which they are measured."""
 
 
 @dataclass(frozen=True)
