@@ -52,7 +52,7 @@ def conditions_table(view: SuiteView, data: str) -> Table | None:
         Column("condition", "Condition"),
         *((Column("train_examples", "Train examples", "number", digits=0),) if shares else ()),
         Column(view.primary, title, "mean"),
-        Column("undisturbed", f"{title}, undisturbed", "mean"),
+        Column("undisturbed", f"{title} without the condition", "mean"),
         Column("kept", "Kept [%]", "number", digits=1),
         *difference_columns(),
     )
