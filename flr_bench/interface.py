@@ -454,6 +454,15 @@ class Recommender(ABC):
         """The cells that a ranking with rank parameters ``params`` needs besides the model, by role."""
         return {}
 
+    @classmethod
+    def ranks_other_catalogs(cls, params: Any) -> bool:  # noqa: ARG003
+        """Whether a fitted model can rank a catalog that it was not fitted on, with rank parameters ``params``.
+
+        It is then given that catalog as ``context.split.catalog``, and no examples beside it.  Only a method that
+        reads what items are (their titles) can; where items are numbers of one data set, it cannot.
+        """
+        return False
+
     @abstractmethod
     def fit(self, data: Split, context: FitContext) -> FitReport:
         """Learn from ``data.train``; bit-identical for one seed, device and number of threads."""

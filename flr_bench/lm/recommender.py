@@ -137,6 +137,11 @@ class LanguageModelRecommender(Recommender):
         found: Mapping[str, CellSpec] = params.requires()
         return found
 
+    @classmethod
+    def ranks_other_catalogs(cls, params: Any) -> bool:
+        """Items are titles, so yes: unless an assistant or another user's thought ties the ranking to its data."""
+        return not cls.rank_requires(params) and params.thought_control != "other_user"
+
     def fit(self, data: Split, context: FitContext) -> FitReport:
         """Train one stage; figures before and after stand in the report's measurements.
 

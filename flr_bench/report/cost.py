@@ -31,7 +31,7 @@ def cost_table(view: SuiteView, data: str) -> Table:
         Column("parameters_total", "Parameters", "mean", digits=0),
         Column("parameters_trained", "Trained", "mean", digits=0),
     )
-    rows = tuple(row for row in grouped(view.rows) if not row.is_external)
+    rows = tuple(row for row in grouped(view.rows_on(data)) if not row.is_external)
     body = [(Entry(data), Entry(row.label), *(mean_entry(v) for v in _figures(view, row, data))) for row in rows]
     return Table(
         f"{view.name}-{view.profile}-{data}-cost",

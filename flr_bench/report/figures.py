@@ -58,7 +58,7 @@ def quality_figure(view: SuiteView, data: str) -> Figure | None:
     """
     from matplotlib.figure import Figure
 
-    rows = grouped(view.rows)
+    rows = grouped(view.rows_on(data))
     if all(not view.rank_cells(row, data) for row in rows):
         return None
     lines = list(dict.fromkeys(_line(row) for row in rows))
@@ -187,7 +187,7 @@ def _plain_log_ticks(axes: Axes) -> None:
 
 
 def _cost_points(view: SuiteView, data: str) -> Iterator[tuple[Row, float, Any]]:
-    for row in grouped(view.rows):
+    for row in grouped(view.rows_on(data)):
         seconds, found = total_seconds(view, row, data).mean, quality(view, row, data, view.primary)
         if seconds is not None and found is not None and not row.is_control:
             yield row, max(seconds, 1e-3), found

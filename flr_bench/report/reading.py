@@ -58,7 +58,11 @@ class CellRefs:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a suite: a method with stages, decoding and possibly a control."""
+    """One row of a suite: a method with stages, decoding and possibly a control.
+
+    A row under a condition says which (:attr:`condition`, :attr:`condition_kind` ``history``, ``train_share`` or
+    ``transfer``) and names the row that it is compared with (:attr:`undisturbed`).
+    """
 
     label: str
     method: str
@@ -67,6 +71,9 @@ class Row:
     decoding: str | None
     control: str | None
     cells: Mapping[str, Mapping[str, CellRefs]]
+    condition: str | None = None
+    condition_kind: str = ""
+    undisturbed: str = ""
 
     @property
     def is_control(self) -> bool:
@@ -82,7 +89,11 @@ class Row:
     def trained_label(self) -> str:
         """The label of the trained model: without the decoding and the control."""
         parts = self.label.split(" · ")
-        return " · ".join(part for part in parts if part not in (self.decoding, self.control)) or self.label
+        # A changed history is nothing of the model; other train users or data are another model.
+        ranked_only = self.condition if self.condition_kind == "history" else None
+        return (
+            " · ".join(part for part in parts if part not in (self.decoding, self.control, ranked_only)) or self.label
+        )
 
     def seeds(self, data: str) -> tuple[str, ...]:
         """The planned seeds, in numerical order."""
@@ -272,6 +283,10 @@ class SuiteView:
         """The rows in the suite's order."""
         return tuple(_row(raw) for raw in self.record["rows"])
 
+    def rows_on(self, data: str) -> tuple[Row, ...]:
+        """The rows of one data set's tables: a zero-shot row has no place where its model was trained."""
+        return tuple(row for row in self.rows if row.condition is None or data in row.cells)
+
     def row(self, label: str) -> Row | None:
         """The row with that label, or ``None``."""
         return next((row for row in self.rows if row.label == label), None)
@@ -393,7 +408,19 @@ def _row(raw: Json) -> Row:
         for data, by_seed in raw["cells"].items()
     }
     stages = tuple(raw.get("stages") or ())
-    return Row(raw["label"], raw["method"], raw["family"], stages, raw.get("decoding"), raw.get("control"), cells)
+    condition = raw.get("condition") or {}
+    return Row(
+        label=raw["label"],
+        method=raw["method"],
+        family=raw["family"],
+        stages=stages,
+        decoding=raw.get("decoding"),
+        control=raw.get("control"),
+        cells=cells,
+        condition=condition.get("text"),
+        condition_kind=condition.get("kind", ""),
+        undisturbed=condition.get("undisturbed", ""),
+    )
 
 
 def _read_ranks(path: Path) -> Ranks:

@@ -15,6 +15,7 @@ from flr_bench.report.render import Column, Entry, Table, mark_best
 Mask = npt.NDArray[np.bool_]
 RANKED = ("hr", "ndcg", "mrr")
 MEANS = "Mean ± standard deviation over seeds; best in bold, second best underlined (controls do not compete)."
+WITH_CONDITIONS = "Rows under a condition do not compete either."
 
 
 # ---------------------------------------------------------------- main
@@ -32,21 +33,22 @@ def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None)
         Column("method", "Method"),
         *(_metric_column(name) for name in names),
     )
-    rows = grouped(view.rows)
+    rows = grouped(view.rows_on(data))
     body = [
         (Entry(data), Entry(row.label), *(mean_entry(over_summary(view, row, data, name)) for name in names))
         for row in rows
     ]
+    means = MEANS if all(row.condition is None for row in rows) else f"{MEANS} {WITH_CONDITIONS}"
     table = Table(
         f"{view.name}-{view.profile}-{data}",
         f"{view.version} on {data}",
-        f"{caption(view, data)} {MEANS}",
+        f"{caption(view, data)} {means}",
         columns,
         tuple(body),
         rules_between(rows),
         missing_notes(view, data),
     )
-    return mark_best(table, [not row.is_control for row in rows])
+    return mark_best(table, [not row.is_control and row.condition is None for row in rows])
 
 
 def shown_metrics(view: SuiteView) -> tuple[str, ...]:
@@ -114,17 +116,17 @@ def contrast_table(view: SuiteView, data: str) -> Table | None:
         Column("of", "Of"),
         Column("against", "Against"),
         Column("metric", "Metric"),
-        *_difference_columns(),
+        *difference_columns(),
     )
     body = [
-        (Entry(data), Entry(c.of), Entry(c.against), Entry(metric_title(metric)), *_difference_entries(c))
+        (Entry(data), Entry(c.of), Entry(c.against), Entry(metric_title(metric)), *difference_entries(c))
         for metric in _item_and_title(view, data)
         for c in compare(view, pairs, data, metric)
     ]
     return Table(
         f"{view.name}-{view.profile}-{data}-contrasts",
         f"Differences in {metric_title(view.primary)} on {data}",
-        f"{caption(view, data)} {_interval_words(len(pairs))}",
+        f"{caption(view, data)} {interval_words(len(pairs))}",
         columns,
         tuple(body),
         frozenset({len(pairs)} if len(body) > len(pairs) else ()),
@@ -139,14 +141,16 @@ def _item_and_title(view: SuiteView, data: str) -> tuple[str, ...]:
     return (view.primary, f"{view.primary}_title") if differ else (view.primary,)
 
 
-def _interval_words(count: int) -> str:
+def interval_words(count: int) -> str:
+    """What the difference columns show, for captions."""
     return (
         "Difference of the means with its 95 % interval: users as clusters, and the spread between seeds where "
         f"there is more than one; p two-sided, and after Holm's correction over {count} contrasts."
     )
 
 
-def _difference_columns() -> tuple[Column, ...]:
+def difference_columns() -> tuple[Column, ...]:
+    """The columns of :func:`difference_entries`."""
     return (
         Column("difference", "Difference [95 % interval]", "interval", signed=True),
         Column("se_user", "SE users", "number"),
@@ -157,7 +161,8 @@ def _difference_columns() -> tuple[Column, ...]:
     )
 
 
-def _difference_entries(comparison: Comparison) -> tuple[Entry, ...]:
+def difference_entries(comparison: Comparison) -> tuple[Entry, ...]:
+    """Difference with interval, its standard errors, degrees of freedom and probabilities; gaps while incomplete."""
     counts = {"found": comparison.found, "planned": comparison.planned}
     d = comparison.difference
     if d is None:
@@ -178,8 +183,9 @@ def reference_row(view: SuiteView) -> Row | None:
     named = view.settings.get("reference")
     if named is not None:
         return view.row(str(named))
-    methods = {row.method for row in view.rows if not (row.is_control or row.is_external)}
-    return view.rows[0] if len(methods) == 1 and len(view.rows) > 1 else None
+    own = [row for row in view.rows if row.condition is None]
+    methods = {row.method for row in own if not (row.is_control or row.is_external)}
+    return own[0] if len(methods) == 1 and len(own) > 1 else None
 
 
 def ablation_table(view: SuiteView, data: str) -> Table | None:
@@ -187,7 +193,9 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
     reference = reference_row(view)
     if reference is None:
         return None
-    others = [row for row in view.rows if row.label != reference.label and not row.is_external]
+    others = [
+        row for row in view.rows if row.label != reference.label and not row.is_external and row.condition is None
+    ]
     compared = compare(view, [(row.label, reference.label) for row in others], data, view.primary)
     largest = view.cutoffs[-1]
     names = tuple(dict.fromkeys((view.primary, f"hr@{largest}")))
@@ -195,7 +203,7 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
         Column("data", "Data", csv_only=True),
         Column("row", "Row"),
         *(_metric_column(name) for name in names),
-        *_difference_columns(),
+        *difference_columns(),
     )
 
     def means(row: Row) -> tuple[Entry, ...]:
@@ -203,14 +211,14 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
 
     body = [(Entry(data), Entry(f"{reference.label} (reference)"), *means(reference), *(Entry() for _ in range(6)))]
     body += [
-        (Entry(data), Entry(row.label), *means(row), *_difference_entries(c))
+        (Entry(data), Entry(row.label), *means(row), *difference_entries(c))
         for row, c in zip(others, compared, strict=True)
     ]
     return Table(
         f"{view.name}-{view.profile}-{data}-ablations",
         f"Difference to '{reference.label}' in {metric_title(view.primary)} on {data}",
         f"{caption(view, data)} Mean ± standard deviation over seeds; row minus reference. "
-        f"{_interval_words(len(others))}",
+        f"{interval_words(len(others))}",
         columns,
         tuple(body),
         frozenset({1}),
@@ -235,7 +243,7 @@ def strata_table(view: SuiteView, data: str) -> Table:
     )
     body: list[tuple[Entry, ...]] = []
     rules: list[int] = []
-    for row in grouped(view.rows):
+    for row in grouped(view.rows_on(data)):
         rules.append(len(body))
         body += _strata_rows(view, row, data, metrics)
     return Table(

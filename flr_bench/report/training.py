@@ -38,10 +38,10 @@ class Fit:
 def fits(view: SuiteView, data: str) -> list[Fit]:
     """Every trained stage of a suite once, in the order of rows and stages."""
     found: dict[tuple[str, ...], Fit] = {}
-    for row in view.rows:
+    for row in view.rows_on(data):
         refs = [row.cells[data][seed] for seed in row.seeds(data)]
         for position in range(max((len(r.fits) for r in refs), default=0)):
-            hashes = tuple(r.fits[position] for r in refs if position < len(r.fits))
+            hashes = tuple(dict.fromkeys(r.fits[position] for r in refs if position < len(r.fits)))
             if hashes in found:
                 continue
             cells = tuple(c for c in (view.store.cell(h) for h in hashes) if c is not None)

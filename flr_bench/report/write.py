@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from flr_bench.errors import FlrBenchError, UsageError
 from flr_bench.report.captions import missing_notes
+from flr_bench.report.conditions import conditions_table
 from flr_bench.report.cost import cost_table
 from flr_bench.report.reading import Json, Row, StoreReader, SuiteView, read_json
 from flr_bench.report.render import FORMS, Table, to_markdown
@@ -134,6 +135,7 @@ def _render(view: SuiteView) -> dict[str, bytes]:
     builders: dict[str, Callable[[SuiteView, str], Table | None]] = {
         "main": main_table,
         "contrasts": contrast_table,
+        "conditions": conditions_table,
         "ablations": ablation_table,
         "training": training_table,
         "strata": strata_table,

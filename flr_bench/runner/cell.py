@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+from flr_bench.data.conditions import HistoryChange, TrainShare
 from flr_bench.interface import Budget
 
 HASH_LENGTH = 20
@@ -153,6 +154,11 @@ class Cell:
         }
 
 
+def _given(**values: DataRef | TrainShare | HistoryChange | None) -> dict[str, Any]:
+    """Inputs that enter a hash only where something was asked for: cells without them stay as they were."""
+    return {name: value.inputs for name, value in values.items() if value is not None}
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PrepareCell(Cell):
     """Something made once per data set and split, whatever the seed.
@@ -165,6 +171,7 @@ class PrepareCell(Cell):
         params: its parameters, complete, as JSON values.
         fingerprint: checksum of files outside the store that it depends on.
         machine: where it runs.
+        train_share: as in :class:`FitCell`.
     """
 
     kind: ClassVar[str] = "prepare"
@@ -175,6 +182,7 @@ class PrepareCell(Cell):
     params: Mapping[str, Any]
     fingerprint: str
     machine: Machine
+    train_share: TrainShare | None = None
 
     @property
     def own_inputs(self) -> dict[str, Any]:
@@ -187,6 +195,7 @@ class PrepareCell(Cell):
             "params": dict(self.params),
             "fingerprint": self.fingerprint,
             "machine": self.machine.inputs,
+            **_given(train_share=self.train_share),
         }
 
     @property
@@ -207,6 +216,7 @@ class FitCell(Cell):
         seed: every random choice derives from it.
         machine: where it runs.
         budget: epochs, patience and what is watched.
+        train_share: the share of the train users that it learns from; ``None`` for all, who go without saying.
     """
 
     kind: ClassVar[str] = "fit"
@@ -219,6 +229,7 @@ class FitCell(Cell):
     seed: int
     machine: Machine
     budget: Budget
+    train_share: TrainShare | None = None
 
     @property
     def own_inputs(self) -> dict[str, Any]:
@@ -233,12 +244,14 @@ class FitCell(Cell):
             "seed": self.seed,
             "machine": self.machine.inputs,
             "budget": asdict(self.budget),
+            **_given(train_share=self.train_share),
         }
 
     @property
     def cost_key(self) -> tuple[str, ...]:
         """See :attr:`Cell.cost_key`."""
-        return (self.kind, self.method, self.stage, self.machine.cost_key, str(self.examples.train_examples))
+        share = () if self.train_share is None else (f"{self.train_share.share:g}",)
+        return (self.kind, self.method, self.stage, self.machine.cost_key, str(self.examples.train_examples), *share)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -250,6 +263,8 @@ class RankCell(Cell):
         params: rank parameters, complete, as JSON values.
         test_examples: how many test examples, spread over all test users; ``None`` takes all.
         ks: cut-offs of the metrics; the ranking is as long as the largest.
+        data: the data that is ranked, where it is not the model's own.
+        history_change: how histories are changed for the model; its metrics know nothing of it.
     """
 
     kind: ClassVar[str] = "rank"
@@ -257,6 +272,8 @@ class RankCell(Cell):
     params: Mapping[str, Any]
     test_examples: int | None
     ks: tuple[int, ...]
+    data: DataRef | None = None
+    history_change: HistoryChange | None = None
 
     @property
     def own_inputs(self) -> dict[str, Any]:
@@ -267,7 +284,13 @@ class RankCell(Cell):
             "test_examples": self.test_examples,
             "k": list(self.ks),
             "seen_items": self.fit.examples.seen_items,
+            **_given(data=self.data, history_change=self.history_change),
         }
+
+    @property
+    def ranked_data(self) -> DataRef:
+        """The data whose test examples are ranked."""
+        return self.data or self.fit.data
 
     @property
     def needs(self) -> tuple[Cell, ...]:

@@ -115,6 +115,7 @@ def plan_summary(plan: Plan, store: Store, workers: int) -> str:
     done = len(plan.cells) - len(missing)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     head = f"{plan.file.suite.version} · {plan.profile_name}: {len(plan.cells)} cells ({counts}), {done} done"
+    head = "\n".join([*plan.notes, head])
     if not missing:
         return f"{head}; nothing to do"
     guess = estimate(missing, store, workers)

@@ -174,7 +174,7 @@ def _ranked_by(cell: RankCell, row: str, beams: int | None) -> RankCell:
         params = model(**{**given, **search})
     except ValidationError as error:
         raise UsageError(f"--beams {beams}: {cell.fit.method}: {explain(model, error)}") from error
-    place = f"{cell.fit.data.key} · seed {cell.fit.seed}"
+    place = f"{cell.ranked_data.key} · seed {cell.fit.seed}"
     return replace(
         cell,
         label=f"rank {row} · {place}",

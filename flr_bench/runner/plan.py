@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flr_bench.data.conditions import TrainShare
 from flr_bench.data.filtering import FilterParams
 from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.interface import CellSpec, FitSpec, Params, PrepareSpec, Recommender
 from flr_bench.registry import METRICS, PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.conditions import UNDISTURBED, Condition, Conditions
 from flr_bench.runner.store import Store
 from flr_bench.runner.suite import (
     Location,
@@ -42,6 +44,8 @@ class Row:
         decoding: the rank parameter of that name, if the entry lists decodings.
         stochastic: whether the seed matters.
         cells: by data key and seed.
+        condition: in what the row differs from the entry's own, if in anything.
+        undisturbed: label of that one.
     """
 
     label: str
@@ -52,6 +56,8 @@ class Row:
     decoding: str | None
     stochastic: bool
     cells: Mapping[tuple[str, int], RankCell]
+    condition: Condition = UNDISTURBED
+    undisturbed: str = ""
 
     def record(self) -> dict[str, Any]:
         """The row in the suite's record."""
@@ -73,6 +79,7 @@ class Row:
             "control": self.entry.control,
             "stochastic": self.stochastic,
             "cells": cells,
+            **({} if self.condition == UNDISTURBED else {"condition": self.condition.record(self.undisturbed)}),
         }
 
 
@@ -109,6 +116,24 @@ class Plan:
         fits = (cell for cell in self.cells if isinstance(cell, FitCell))
         return tuple(sorted({fit.method for fit in fits if fit.machine.devices == 1}))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the suite asks for and some rows cannot have, one line each."""
+        if not self.not_transferred:
+            return ()
+        return (
+            "without a zero-shot row, since they cannot rank a catalog they were not fitted on: "
+            f"{', '.join(self.not_transferred)}",
+        )
+
+    @property
+    def not_transferred(self) -> tuple[str, ...]:
+        """The rows without zero-shot rows beside them, since their models cannot rank another catalog."""
+        if not _conditions(self.file, self.profile).train_on:
+            return ()
+        can = {row.undisturbed for row in self.rows if row.condition.origin is not None}
+        return tuple(row.label for row in self.rows if row.condition == UNDISTURBED and row.label not in can)
+
     def missing(self, store: Store) -> tuple[Cell, ...]:
         """The selected cells that the store lacks."""
         return tuple(cell for cell in self.cells if cell.hash not in store)
@@ -129,7 +154,7 @@ class Plan:
             "description": suite.description,
             "profile": self.profile_name,
             "seeds": list(self.seeds),
-            "data": list(self.manifests),
+            "data": list(dict.fromkeys(key for row in self.rows for key, _ in row.cells)),
             "k": list(suite.k),
             "primary": suite.primary,
             "settings": settings,
@@ -141,7 +166,12 @@ class Plan:
 
 def _of_no_account(profile: Profile) -> set[str]:
     """What goes without saying: records from before there was a choice stay as they are."""
-    return {name for name, without in (("devices", 1), ("sample", None)) if getattr(profile, name) == without}
+    without = {"devices": 1, "sample": None, "conditions": None}
+    return {name for name, value in without.items() if getattr(profile, name) == value}
+
+
+def _conditions(file: SuiteFile, profile: Profile) -> Conditions:
+    return file.suite.conditions if profile.conditions is None else profile.conditions
 
 
 def closure(cells: Iterable[Cell]) -> list[Cell]:
@@ -179,8 +209,16 @@ class PreparedRef:
         return int(self.manifest["statistics"]["items"])
 
 
-def prepare_data(file: SuiteFile, profile: Profile, cache: Path) -> list[PreparedRef]:
+def prepare_data(
+    file: SuiteFile, profile: Profile, cache: Path, names: Mapping[str, Location] | None = None
+) -> list[PreparedRef]:
     """Prepare the suite's data sets, each under each of its splits, or as it is if it brings its own.
+
+    Args:
+        file: the suite.
+        profile: the chosen profile.
+        cache: where prepared data lie.
+        names: other data sets in place of the suite's, each with where the suite names it.
 
     Raises:
         UsageError: a data set is unknown, or filters, split and data do not go together; names file and
@@ -194,8 +232,9 @@ def prepare_data(file: SuiteFile, profile: Profile, cache: Path) -> list[Prepare
     suite = file.suite
     filters = _filters(file, profile)
     out = []
-    for index, name in enumerate(suite.data):
-        with _at(file, ("data", index)):
+    places: Mapping[str, Location] = {name: ("data", index) for index, name in enumerate(suite.data)}
+    for name, place in (places if names is None else names).items():
+        with _at(file, place):
             own = open_dataset(name, cache).brings_split
         # Data that bring their own split are there once, whatever splits the suite or its profile name.
         splits = (suite.split,) if own else profile.splits or (suite.split,)
@@ -273,14 +312,59 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
     seeds = selection.seeds if selection.seeds is not None else resolve_seeds(configured)
     prepared = prepare_data(file, profile, cache)
     _check_k(file, prepared)
+    origins = _prepare_origins(file, profile_name, cache, prepared)
     rows: list[Row] = []
     for entry in entries:
-        rows += _rows(entry, file, profile, seeds, [data.ref for data in prepared])
+        rows += _rows(entry, file, profile, seeds, Places([data.ref for data in prepared], origins))
     _check_labels(file, rows)
     wanted = [row for row in rows if selection.only is None or {row.method, row.entry.label} & set(selection.only)]
     cells = closure(cell for row in wanted for cell in row.cells.values())
-    manifests = {data.ref.key: data.manifest for data in prepared}
-    return Plan(file, profile_name, seeds, tuple(rows), tuple(cells), manifests)
+    manifests = {data.ref.key: data.manifest for data in [*prepared, *origins]}
+    plan = Plan(file, profile_name, seeds, tuple(rows), tuple(cells), manifests)
+    _check_transfer(plan)
+    return plan
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The data of a suite.
+
+    Attributes:
+        ranked: what every row ranks.
+        origins: besides those, what zero-shot rows are fitted on.
+    """
+
+    ranked: Sequence[DataRef]
+    origins: Sequence[PreparedRef] = ()
+
+    def origin(self, name: str, ranked: DataRef) -> DataRef:
+        """The data of that name to fit on: under the split of the ranked data, where it has it."""
+        refs = [ref for ref in (*self.ranked, *(other.ref for other in self.origins)) if ref.name == name]
+        wanted = name + ranked.key.removeprefix(ranked.name)
+        return next((ref for ref in refs if ref.key == wanted), refs[0])
+
+
+def _prepare_origins(
+    file: SuiteFile, profile_name: str, cache: Path, prepared: Sequence[PreparedRef]
+) -> list[PreparedRef]:
+    """The data that zero-shot rows are fitted on, as far as the suite does not rank them anyway."""
+    profile = file.profile(profile_name)
+    where: Location = ("conditions", "train_on")
+    where = where if profile.conditions is None else ("profiles", profile_name, *where)
+    known = {data.ref.name for data in prepared}
+    names = enumerate(_conditions(file, profile).train_on)
+    return prepare_data(file, profile, cache, {name: (*where, i) for i, name in names if name not in known})
+
+
+def _check_transfer(plan: Plan) -> None:
+    """Refuse zero-shot rows where no row can have any."""
+    train_on = _conditions(plan.file, plan.profile).train_on
+    if train_on and not any(row.condition.origin is not None for row in plan.rows):
+        raise plan.file.error(
+            ("conditions", "train_on"),
+            f"no row of the suite can be trained on {', '.join(train_on)} and rank other data: that takes a second "
+            "data set, and a method that reads titles (such as flr), ranking without an assistant",
+        )
 
 
 def _check_only(file: SuiteFile, only: Sequence[str] | None) -> None:
@@ -417,27 +501,42 @@ def _check_stages(
             raise file.error((*where, "stages", index), str(unknown))
 
 
-def _rows(
-    entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ...], data: Sequence[DataRef]
-) -> list[Row]:
-    """The rows of one entry: its stages times its decodings."""
+def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ...], data: Places) -> list[Row]:
+    """The rows of one entry: its stages times its decodings, each followed by its rows under conditions."""
     method, spec = entry.method, entry.spec
     fingerprints: dict[str, str] = {}
-    used = seeds if method.stochastic else (0,)
-    places = {
-        (ref.key, seed): _Builder(file, profile, ref, seed, entry.where, spec.label or spec.name, fingerprints)
-        for ref in data
-        for seed in used
-    }
+
+    def build(condition: Condition, stage: str, rank_params: Params, label: str) -> dict[tuple[str, int], RankCell]:
+        cells = {}
+        for ref in data.ranked:
+            fitted = ref if condition.origin is None else data.origin(condition.origin, ref)
+            if condition.origin is not None and fitted.name == ref.name:
+                continue  # fitted on the data that it ranks: that is the entry's own row
+            for seed in seeds if method.stochastic or condition.by_seed else (0,):
+                builder = _Builder(
+                    file, profile, fitted, seed, entry.where, spec.label or spec.name, fingerprints, condition
+                )
+                fit = builder.fit(spec.name, entry.params, stage)
+                cells[(ref.key, seed)] = builder.rank(fit, rank_params, label, ref)
+        return cells
+
     alone = len(entry.stages) * len(entry.rank_params) == 1
     rows = []
     for stage in entry.stages:
-        fits = {place: builder.fit(spec.name, entry.params, stage) for place, builder in places.items()}
-        stages = tuple(fit.stage for fit in _chain(next(iter(fits.values()))))
+        first = _Builder(file, profile, data.ranked[0], seeds[0], entry.where, spec.name, fingerprints)
+        stages = tuple(fit.stage for fit in _chain(first.fit(spec.name, entry.params, stage)))
         for decoding, rank_params in entry.rank_params.items():
-            label = _label(entry, stages, decoding, alone=alone)
-            cells = {place: places[place].rank(fit, rank_params, label) for place, fit in fits.items()}
-            rows.append(Row(label, spec, spec.name, method.family, stages, decoding, method.stochastic, cells))
+            own = _label(entry, stages, decoding, alone=alone)
+            for condition in (UNDISTURBED, *_conditions(file, profile).listed()):
+                if condition.origin is not None and not method.ranks_other_catalogs(rank_params):
+                    continue  # Plan.not_transferred says so
+                label = SEPARATOR.join(filter(None, (own, condition.text)))
+                cells = build(condition, stage, rank_params, label)
+                drawn = method.stochastic or condition.by_seed
+                if cells:
+                    rows.append(
+                        Row(label, spec, spec.name, method.family, stages, decoding, drawn, cells, condition, own)
+                    )
     return rows
 
 
@@ -464,17 +563,20 @@ class _Builder:
     where: Location
     entry: str
     fingerprints: dict[str, str]
+    condition: Condition = UNDISTURBED
 
-    def rank(self, fit: FitCell, rank_params: Params, row: str) -> RankCell:
-        """The row's cell: a ranking by ``fit``'s model, and what it requires besides."""
+    def rank(self, fit: FitCell, rank_params: Params, row: str, ranked: DataRef) -> RankCell:
+        """The row's cell: a ranking of ``ranked`` by ``fit``'s model, and what it requires besides."""
         method = RECOMMENDERS.get(fit.method)
         return RankCell(
-            label=f"rank {row} · {self.data.key} · seed {self.seed}",
+            label=f"rank {row} · {ranked.key} · seed {self.seed}",
             requires=self._resolve(method.rank_requires(rank_params), fit.method),
             fit=fit,
             params=rank_params.model_dump(mode="json"),
             test_examples=self.profile.test_examples,
             ks=self.file.suite.k,
+            data=None if ranked is self.data else ranked,
+            history_change=self.condition.history_change(self.seed),
         )
 
     def fit(self, name: str, params: Params, stage: str, shown: str | None = None) -> FitCell:
@@ -489,7 +591,7 @@ class _Builder:
             )
         seed = self.seed if method.stochastic else 0
         return FitCell(
-            label=f"fit {shown or self.entry} · {stage} · {self.data.key} · seed {seed}",
+            label=f"fit {shown or self.entry} · {stage} · {self._learned} · seed {seed}",
             requires=self._resolve(method.requires(params, stage), name),
             data=self.data,
             examples=ExampleSettings(
@@ -505,6 +607,7 @@ class _Builder:
             seed=seed,
             machine=machine,
             budget=budget.budget(),
+            train_share=self._share,
         )
 
     def _prepare(self, spec: PrepareSpec) -> PrepareCell:
@@ -517,7 +620,7 @@ class _Builder:
             except UsageError as error:
                 raise self.file.error(self.where, f"preparation '{spec.what}': {error}") from error
         return PrepareCell(
-            label=f"prepare {spec.what} · {self.data.key}",
+            label=f"prepare {spec.what} · {self._learned}" + ("" if self._share is None else f" · seed {self.seed}"),
             data=self.data,
             max_history=self.file.suite.max_history,
             what=spec.what,
@@ -525,7 +628,18 @@ class _Builder:
             params=params.model_dump(mode="json"),
             fingerprint=self.fingerprints[key],
             machine=self._machine,
+            train_share=self._share,
         )
+
+    @property
+    def _learned(self) -> str:
+        """What fits are fitted on, for labels."""
+        return self.data.key if self._share is None else f"{self.data.key} · {self.condition.text}"
+
+    @property
+    def _share(self) -> TrainShare | None:
+        """Of everything that a row is fitted with, what it builds on included."""
+        return self.condition.train_share(self.seed)
 
     def _resolve(self, specs: Mapping[str, CellSpec], asker: str) -> dict[str, Cell]:
         return {

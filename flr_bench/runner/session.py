@@ -133,6 +133,8 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
         )
     if plan.on_one_device:
         frontend.say(f"on one device, since they cannot use {plan.profile.devices}: {', '.join(plan.on_one_device)}")
+    for note in plan.notes:
+        frontend.say(note)
     store.initialise()
     with store.lock():
         _write_record(plan, store, frontend.say)

@@ -15,6 +15,7 @@ from flr_bench.data.filtering import Sample
 from flr_bench.data.prepared import FilterParams, SplitParams
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.interface import Budget, Params
+from flr_bench.runner.conditions import Conditions
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -51,6 +52,7 @@ class Profile(Params):
     splits: tuple[SplitParams, ...] | None = Field(None, min_length=1, description="in place of the suite's one split")
     sample: Sample | None = Field(None, description="a part of the data, in place of the filters' own sample")
     seeds: int | tuple[int, ...] | None = Field(None, description="in place of the suite's seeds")
+    conditions: Conditions | None = Field(None, description="in place of the suite's conditions")
 
     @field_validator("seeds")
     @classmethod
@@ -101,6 +103,7 @@ class Suite(Params):
     shared: dict[str, dict[str, Any]] = Field({}, description="parameters by family of methods")
     recommenders: tuple[RecommenderEntry, ...] = Field(min_length=1)
     contrasts: tuple[Contrast, ...] = ()
+    conditions: Conditions = Field(Conditions(), description="further rows of every entry")
     profiles: dict[str, Profile] = Field(min_length=1)
 
     @field_validator("k")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flr_bench.data.conditions import change_histories, keep_share, without_training
 from flr_bench.errors import FlrBenchError
 from flr_bench.interface import (
     Budget,
@@ -35,7 +36,7 @@ from flr_bench.interface import (
     Split,
 )
 from flr_bench.registry import PREPARERS, RECOMMENDERS
-from flr_bench.runner.cell import Cell, DataRef, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
 from flr_bench.runner.store import Store, write_json
 from flr_bench.runner.traces import write_traces
 
@@ -171,6 +172,7 @@ class Workshop:
         params = preparer.Params(**cell.params)
         data = self._prepared_data(cell.data)
         split = data.split(max_history=cell.max_history, train_examples=None, valid_examples=None, seed=0)
+        split = split if cell.train_share is None else keep_share(split, cell.train_share)
         make_deterministic(cell.machine, seed=0)
         context = FitContext(
             seed=0,
@@ -214,15 +216,17 @@ class Workshop:
         if self.settings.rank == 0:
             recommender.save(_made(folder / "model"))
         _remove(folder / "scratch")
-        return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
+        seen = {} if cell.train_share is None else {"train": _sizes(split)}
+        return {"report": _as_json(fitted), **seen, **_with_earlier(cost, fitted)}
 
     def _rank(self, cell: RankCell, folder: Path, loaded: _Loaded, report: _Reporter) -> dict[str, Any]:
         from flr_bench.evaluation.metrics import evaluate
 
         fit = cell.fit
         method: type[Recommender] = RECOMMENDERS.get(fit.method)
-        split = self._split(fit)
-        examples = self._prepared_data(fit.data).test_selection(
+        learned = self._split(fit)
+        ranked = learned if cell.data is None else without_training(self._whole(cell.data, fit.examples))
+        examples = self._prepared_data(cell.ranked_data).test_selection(
             cell.test_examples, max_history=fit.examples.max_history
         )
         make_deterministic(fit.machine, fit.seed)
@@ -233,21 +237,25 @@ class Workshop:
             device=fit.machine.device,
             threads=fit.machine.threads,
             inputs=_inputs(cell, self.store),
-            split=split,
-            validate=Validation(split, VALID_METRIC, fit.examples.seen_items),
+            split=ranked,
+            validate=Validation(ranked, VALID_METRIC, fit.examples.seen_items),
             progress=report,
             cache=self.settings.cache,
             devices=fit.machine.devices,
         )
+        change = cell.history_change
+        log = self._prepared_data(cell.ranked_data).interactions
 
         def rank(asked: Examples, k: int) -> Ranking:
-            return recommender.rank(asked, k, params, context)
+            # Only what the model reads: which items count as seen, and strata, are those of the true history.
+            read = asked if change is None else change_histories(asked, change, log)
+            return recommender.rank(read, k, params, context)
 
         with measured(fit.machine) as cost:
-            ranking = rank_by_rule(rank, examples, max(cell.ks), len(split.catalog), fit.examples)
+            ranking = rank_by_rule(rank, examples, max(cell.ks), len(ranked.catalog), fit.examples)
         if self.settings.rank:
             return dict(cost.figures)
-        evaluation = evaluate(ranking, examples, split.catalog, cell.ks, split.interactions)
+        evaluation = evaluate(ranking, examples, ranked.catalog, cell.ks, log)
         evaluation.per_example.to_parquet(folder / "per_example.parquet", index=False)
         write_ranking(folder / "ranking.parquet", examples, ranking)
         if ranking.traces is not None:
@@ -271,12 +279,18 @@ class Workshop:
         return self._data[ref.checksum]
 
     def _split(self, cell: FitCell) -> Split:
-        examples = cell.examples
-        return self._prepared_data(cell.data).split(
+        share = cell.train_share
+        if share is None:
+            return self._whole(cell.data, cell.examples, cell.seed)
+        # A limit of train examples is drawn from all users' first, so that a smaller share is part of a larger one.
+        return keep_share(self._whole(cell.data, cell.examples, share.seed), share)
+
+    def _whole(self, data: DataRef, examples: ExampleSettings, seed: int = 0) -> Split:
+        return self._prepared_data(data).split(
             max_history=examples.max_history,
             train_examples=examples.train_examples,
             valid_examples=examples.valid_examples,
-            seed=cell.seed,
+            seed=seed,
         )
 
 
@@ -522,6 +536,12 @@ def _with_earlier(cost: Cost, report: FitReport) -> dict[str, float | int]:
     """The cost of a fit, with the seconds of the part before the checkpoint that it went on from."""
     earlier = report.measurements.get("earlier_seconds", 0.0)
     return {**cost.figures, "seconds": cost.figures["seconds"] + earlier}
+
+
+def _sizes(split: Split) -> dict[str, int]:
+    """How much a share of the train users is."""
+    users = len(np.unique(split.interactions.users))
+    return {"users": users, "interactions": len(split.interactions), "examples": len(split.train)}
 
 
 def _as_json(report: FitReport) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from baselines.plain_llm import PlainLLM, PlainLLMParams
 from baselines.single_latent import SingleLatent, SingleLatentParams
 from flr_bench.errors import DamagedFileError, DataError, UsageError
 from flr_bench.flr.recommender import FLR, FlrParams
-from flr_bench.interface import Budget, FitContext, FitSpec, RankContext
+from flr_bench.interface import Budget, Catalog, FitContext, FitSpec, RankContext, Split
 from flr_bench.lm.ranking import LanguageModelRankParams
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.testing.harness import make_examples, shared_harness, small_split, tiny_params
@@ -401,3 +401,39 @@ def test_sft_starts_from_the_backbone_alone():
     untuned = fitted("plain_llm", "untuned").report.measurements["nll_valid"]
     for method in ("plain_llm", "single_latent", "flr"):
         assert fitted(method).report.measurements["nll_valid_before"] == pytest.approx(untuned, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["plain_llm", "flr"])
+def test_a_model_ranks_the_titles_of_another_catalog(method):
+    model = fitted(method).model
+    here = rank(model)
+    split = small_split()
+    titles = tuple(f"Song of the {n} moons" for n in ("two", "three", "four", "five", "six", "seven"))
+    examples = split.valid.take(np.arange(12))
+    away = replace(examples, items=examples.items % 6, targets=examples.targets % 6)
+    nothing = split.train.take(np.arange(0))
+    bare = Split(
+        Catalog(titles, titles),
+        replace(
+            split.interactions,
+            users=split.interactions.users[:0],
+            items=split.interactions.items[:0],
+            timestamps=split.interactions.timestamps[:0],
+        ),
+        nothing,
+        nothing,
+    )
+    asked = RankContext(0, "cpu", 1, {}, bare, lambda _: pytest.fail("nothing to choose on"), lambda _: None)
+    found = model.rank(away, 6, LanguageModelRankParams(), asked)
+    assert np.array_equal(np.sort(found.items, axis=1), np.tile(np.arange(6), (12, 1)))
+    assert len(np.unique(found.scores, axis=0)) > 1  # it reads the histories
+    assert np.array_equal(rank(model).items, here.items)  # and is at home as before
+
+
+def test_what_ties_a_ranking_to_its_data_cannot_be_transferred():
+    method = RECOMMENDERS.get("flr")
+    assert method.ranks_other_catalogs(LanguageModelRankParams())
+    assert method.ranks_other_catalogs(LanguageModelRankParams(thought_control="mean"))
+    assert not method.ranks_other_catalogs(LanguageModelRankParams(decoding="d3"))
+    assert not method.ranks_other_catalogs(LanguageModelRankParams(thought_control="other_user"))
+    assert not RECOMMENDERS.get("sasrec").ranks_other_catalogs(None)
