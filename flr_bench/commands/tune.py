@@ -94,7 +94,7 @@ def tune(
     content = load_suite(find_suite(suite)).suite
     folder = results / "tuning" / f"{content.name}-{profile}"
     given = (
-        f"Every method had {count} trials."
+        f"Every method that has something to tune had {count} trials."
         if seconds is None
         else f"Every method trained for {budget} or a little more."
     )

@@ -403,7 +403,10 @@ def _default_point(study: Study) -> dict[str, Any]:
         value: Any = study.base
         for part in name.split("."):
             value = value[part]
-        inside = value in space["choices"] if "choices" in space else space["low"] <= value <= space["high"]
+        if "choices" in space:
+            inside = value in space["choices"]
+        else:  # null may stand for a choice of the method's own
+            inside = isinstance(value, int | float) and space["low"] <= value <= space["high"]
         if inside:
             point[name] = value
     return point
@@ -486,18 +489,3 @@ def importances(study: Study) -> dict[str, float]:
         study.storage, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
     )
     return {name: float(value) for name, value in found.items()}
-
-
-def read_tuned(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The parameters of a tuned-parameters file, by data and label of the method.
-
-    Raises:
-        UsageError: the file is missing or is no such file.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {(entry["data"], entry["method"]): dict(entry["params"]) for entry in content["tuned"]}
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; flr-bench tune writes it") from error
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is no file of tuned parameters; flr-bench tune writes them") from error

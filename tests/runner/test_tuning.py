@@ -15,8 +15,9 @@ from flr_bench.data.prepared import PreparedData
 from flr_bench.errors import UsageError
 from flr_bench.report.tuning import best_so_far, expected_best
 from flr_bench.runner.progress import Display
-from flr_bench.runner.session import Folders, Frontend
-from flr_bench.runner.tuning import Study, TuneRequest, read_tuned, tune, write_tuned
+from flr_bench.runner.session import Folders, Frontend, Request
+from flr_bench.runner.tuned import read_tuned
+from flr_bench.runner.tuning import Study, TuneRequest, tune, write_tuned
 
 TUNABLE = '''
 from typing import Any
@@ -119,6 +120,25 @@ def test_the_tuned_file_has_the_best_parameters(suite: Path, tmp_path: Path) -> 
     (tmp_path / "other.yaml").write_text("a: [1", encoding="utf-8")
     with pytest.raises(UsageError, match="no file of tuned parameters"):
         read_tuned(tmp_path / "other.yaml")
+
+
+def test_a_suite_takes_the_tuned_parameters(suite: Path, tmp_path: Path) -> None:
+    studies = run_in(tmp_path / "a", suite, 4)
+    write_tuned(studies, TuneRequest(str(suite), "cpu", trials=4), suite.parent / "tuned.yaml")
+    before = Request(str(suite), "cpu").plan(tmp_path / "a" / "cache")
+    text = suite.read_text(encoding="utf-8")
+    suite.write_text(text.replace("recommenders:", "tuned: tuned.yaml\nrecommenders:"), encoding="utf-8")
+    after = Request(str(suite), "cpu").plan(tmp_path / "a" / "cache")
+    best = max(studies[0].trials, key=lambda t: t.value or 0)
+    for old, new in zip(before.rows, after.rows, strict=True):
+        for place, cell in new.cells.items():
+            if new.method == "fake_tunable":
+                assert {name: cell.fit.params[name] for name in best.params} == dict(best.params)
+            else:
+                assert cell.hash == old.cells[place].hash
+    suite.write_text(text.replace("recommenders:", "tuned: none.yaml\nrecommenders:"), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"tuned: cannot read .*none.yaml"):
+        Request(str(suite), "cpu").plan(tmp_path / "a" / "cache")
 
 
 def test_expected_best_is_the_mean_over_all_choices() -> None:
