@@ -37,6 +37,7 @@ from flr_bench.commands.options import (
     Workers,
 )
 from flr_bench.commands.score import score
+from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ inspect_app = typer.Typer(
 )
 app.add_typer(inspect_app, name="inspect")
 app.command()(score)
+app.command()(tune)
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)

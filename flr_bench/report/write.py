@@ -68,12 +68,12 @@ def write_tables(store_root: Path, results: Path, suites: list[str] | None, prof
     written: list[Path] = []
     for view in store.suites(suites, profile):
         folder = results / view.folder
-        _make(folder)
+        make_folder(folder)
         searches, entry = _searches(view, folder)
         files = _render(view) | searches
         files["manifest.json"] = _manifest(view, files, entry)
         _remove_others(folder, files)
-        written += [_write(folder / name, content) for name, content in sorted(files.items())]
+        written += [write_file(folder / name, content) for name, content in sorted(files.items())]
     return sorted(written)
 
 
@@ -105,13 +105,13 @@ def write_search(store_root: Path, results: Path, suite: str, profile: str) -> l
         )
     view = SuiteView(store, read_json(path))
     folder = results / view.folder
-    _make(folder)
+    make_folder(folder)
     files, entry = _search_files(view.version, measure(view), _environments(view))
     manifest = _old_manifest(folder) or {"format": 1, "suite": view.version, "profile": view.profile}
     others = {name: sha for name, sha in (manifest.get("files") or {}).items() if not SEARCH_FILE.fullmatch(str(name))}
     files["manifest.json"] = _json_bytes({**manifest, "search": entry, "files": {**others, **_checksums(files)}})
     _remove_others(folder, {**dict.fromkeys(others, b""), **files})
-    return sorted(_write(folder / name, content) for name, content in sorted(files.items()))
+    return sorted(write_file(folder / name, content) for name, content in sorted(files.items()))
 
 
 def summary_table(store_root: Path, suite: str, profile: str | None) -> str:
@@ -346,7 +346,7 @@ def _remove_others(folder: Path, files: Mapping[str, bytes]) -> None:
                 raise _unwritable(folder / name, error) from error
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_file(path: Path, content: bytes) -> Path:
     """Write atomically: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -360,7 +360,7 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make the folder before anything is drawn, so that an unwritable place is told at once."""
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)

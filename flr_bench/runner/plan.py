@@ -28,6 +28,7 @@ from flr_bench.runner.suite import (
     merged,
     resolve_seeds,
 )
+from flr_bench.runner.tuned import with_tuned
 
 SEPARATOR = " · "
 
@@ -146,6 +147,7 @@ class Plan:
             **{name: dumped[name] for name in ("max_history", "seen_items", "split", "filters", "shared")},
             **profile.model_dump(mode="json", exclude={"shared", "seeds", "workers"} | _of_no_account(profile)),
             "shared": merged(suite.shared, profile.shared),
+            **({} if suite.tuned is None else {"tuned": suite.tuned}),
         }
         return {
             "format": 1,
@@ -302,6 +304,7 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
     selection = selection or Selection()
     if selection.devices is not None:
         file = file.with_devices(profile_name, selection.devices)
+    file = with_tuned(file)
     profile = file.profile(profile_name)
     _check_only(file, selection.only)
     _check_primary(file)

@@ -101,6 +101,7 @@ class Suite(Params):
     primary: str = Field("ndcg@10", description="the metric that decides")
     seen_items: Literal["allowed", "excluded"] = "allowed"
     shared: dict[str, dict[str, Any]] = Field({}, description="parameters by family of methods")
+    tuned: str | None = Field(None, description="file that flr-bench tune wrote, relative to the suite's folder")
     recommenders: tuple[RecommenderEntry, ...] = Field(min_length=1)
     contrasts: tuple[Contrast, ...] = ()
     conditions: Conditions = Field(Conditions(), description="further rows of every entry")
