@@ -105,8 +105,10 @@ def run_plan(plan: Plan, claims: Claims, settings: RunSettings, emit: Emit) -> O
     """
     store = Store(claims.store_root, claims.runner)
     outcome = Outcome()
-    shared = _Shared(store, claims, settings.mode, outcome, emit)
-    schedule = _Schedule(cells_to_run(plan, store, settings.mode), shared)
+    todo = cells_to_run(plan, store, settings.mode)
+    anew = store.present().intersection(cell.hash for cell in todo)
+    shared = _Shared(store, claims, anew, outcome, emit)
+    schedule = _Schedule(todo, shared)
     record = plan.record()
     for observer in settings.observers:
         observer.start_suite(record)
@@ -154,10 +156,13 @@ def _run_pool(schedule: _Schedule, pool: Pool, handle: _EventHandler) -> None:
 
 
 class _Shared:
-    """What other runners do on the same store."""
+    """What other runners do on the same store.
 
-    def __init__(self, store: Store, claims: Claims, mode: Mode, outcome: Outcome, emit: Emit) -> None:
-        self._store, self._claims, self._anew = store, claims, mode == "always"
+    ``anew`` are the cells to compute although they are there: all in mode ``always``, those whose models were removed.
+    """
+
+    def __init__(self, store: Store, claims: Claims, anew: set[str], outcome: Outcome, emit: Emit) -> None:
+        self._store, self._claims, self._anew = store, claims, anew
         self._outcome, self._emit = outcome, emit
         self._said: set[str] = set()
 
@@ -166,7 +171,7 @@ class _Shared:
         if not self._claims.take(cell.hash for cell in job.cells):
             return None
         # What another has finished is there before its claim goes.
-        ended = [cell for cell in job.cells if not self._anew and cell.hash in self._store]
+        ended = [cell for cell in job.cells if cell.hash not in self._anew and cell.hash in self._store]
         self._claims.release(cell.hash for cell in ended)
         for cell in ended:
             self._outcome.elsewhere.append(cell.hash)
