@@ -319,6 +319,10 @@ def tables(
         list[str] | None, typer.Option("--suite", help="Suites to write; all in the store if none.")
     ] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="One profile; all if none.")] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option("--parts", help="Write only these, separated by commas, such as main: quick for a large store."),
+    ] = None,
     runs: Runs = RUNS,
     cache: Cache = CACHE,
     results: Results = RESULTS,
@@ -330,7 +334,8 @@ def tables(
     Store(runs)
     ensure_writable(results, "results", "--results")
     _keep_matplotlib_in(cache)
-    for path in write_tables(runs, results, suite or None, profile):
+    chosen = None if parts is None else [name.strip() for name in parts.split(",")]
+    for path in write_tables(runs, results, suite or None, profile, chosen):
         typer.echo(path)
 
 
