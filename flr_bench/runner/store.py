@@ -197,19 +197,23 @@ class Store:
             yield temporary
             write_json(temporary / "cell.json", cell.record())
             write_sums(temporary)
-            if self._place(temporary, self.folder(cell.hash), anew=before):
-                self._note(cell.hash)
+            if not before or self._make_room(temporary, self.folder(cell.hash)):
+                self.place(temporary, self.folder(cell.hash))
             (self.root / "failures" / f"{cell.hash}.json").unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints(cell.hash), ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _place(self, made: Path, final: Path, *, anew: bool) -> bool:
-        """Make ``made`` the cell, whole; ``False`` if the one that is there stays."""
-        if anew and final.exists():
+    def _make_room(self, made: Path, final: Path) -> bool:
+        """Move the older cell away if it has other results or fewer files; ``False`` if it stays."""
+        if final.exists():
             if not _lacks(final, made) and difference(final, made) is None:
                 return False
             self.set_aside(final, "superseded")
+        return True
+
+    def place(self, made: Path, final: Path) -> bool:
+        """Make the whole folder ``made`` a cell, by one rename; ``False`` if the cell is there already."""
         try:
             made.rename(final)
         except OSError as error:
@@ -217,6 +221,7 @@ class Store:
                 raise
             return False
         sync_folder(final.parent)
+        self._note(final.name)
         return True
 
     def _note(self, cell_hash: str) -> None:
