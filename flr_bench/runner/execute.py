@@ -14,6 +14,7 @@ import flr_bench
 from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell, RankCell
 from flr_bench.runner.crew import Crew
+from flr_bench.runner.hardware import processor
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pool import Pool
 from flr_bench.runner.store import Store
@@ -272,6 +273,7 @@ def environment() -> dict[str, Any]:
         "flr_bench": flr_bench.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
 

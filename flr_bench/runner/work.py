@@ -37,6 +37,7 @@ from flr_bench.interface import (
 )
 from flr_bench.registry import PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.hardware import accelerator
 from flr_bench.runner.store import Store, write_json
 from flr_bench.runner.traces import write_traces
 
@@ -154,7 +155,7 @@ class Workshop:
             else:
                 raise TypeError(f"{cell.kind} is no kind of cell")
             write_json(folder / "metrics.json", finite(metrics))
-            write_json(folder / "environment.json", {**self.settings.environment, **machine_of(cell).inputs})
+            write_json(folder / "environment.json", {**self.settings.environment, **_ran_on(machine_of(cell))})
         return float(metrics["seconds"])
 
     @contextlib.contextmanager
@@ -561,6 +562,10 @@ def machine_of(cell: Cell) -> Machine:
     if isinstance(cell, FitCell | PrepareCell):
         return cell.machine
     raise TypeError(f"a {cell.kind} cell names no machine of its own")
+
+
+def _ran_on(machine: Machine) -> dict[str, Any]:
+    return {**machine.inputs, **accelerator(machine.device)}
 
 
 def _made(folder: Path) -> Path:
