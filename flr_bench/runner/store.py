@@ -199,9 +199,18 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
 
-    def write_failure(self, cell: Cell, error: str, traceback: str) -> dict[str, Any]:
-        """Record that ``cell`` failed; returns the record."""
-        record = {"hash": cell.hash, "kind": cell.kind, "label": cell.label, "error": error, "traceback": traceback}
+    def write_failure(
+        self, cell: Cell, error: str, traceback: str, details: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Record that ``cell`` failed, with what an error says of itself; returns the record."""
+        record = {
+            "hash": cell.hash,
+            "kind": cell.kind,
+            "label": cell.label,
+            "error": error,
+            "traceback": traceback,
+            **(details or {}),
+        }
         write_json(self.root / "failures" / f"{cell.hash}.json", record)
         return record
 

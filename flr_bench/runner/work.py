@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flr_bench.data.conditions import change_histories, keep_share, without_training
-from flr_bench.errors import FlrBenchError
+from flr_bench.errors import Divergence, FlrBenchError, TrainingDiverged, require_finite
 from flr_bench.interface import (
     Budget,
     Examples,
@@ -138,9 +138,10 @@ class Workshop:
 
     def _failed(self, cell: Cell, error: Exception) -> Event:
         line, text = describe_error(error), "".join(traceback.format_exception(error))
-        values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error)}
+        details = dict(error.details) if isinstance(error, FlrBenchError) else {}
+        values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error), "details": details}
         with contextlib.suppress(OSError, FlrBenchError):  # a full disk may be the failure; the event still tells
-            self.store.write_failure(cell, line, text)
+            self.store.write_failure(cell, line, text, details)
         return Event("failed", cell.hash, cell.label, values)
 
     def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> float:
@@ -214,6 +215,7 @@ class Workshop:
         )
         with measured(cell.machine) as cost:
             fitted = recommender.fit(split, context)
+        _check_report(fitted, cell)
         if self.settings.rank == 0:
             recommender.save(_made(folder / "model"))
         _remove(folder / "scratch")
@@ -334,6 +336,7 @@ class Validation:
 
         Raises:
             FlrBenchError: the watched quantity is the negative log-likelihood.
+            NotFiniteError: a score is not finite.
         """
         from flr_bench.evaluation.metrics import metric_at, target_ranks
 
@@ -341,6 +344,8 @@ class Validation:
             raise FlrBenchError("the stage watches 'nll', which its method computes itself; watch a metric@k instead")
         valid, catalog = self._split.valid, self._split.catalog
         ranking = _ranked(rank, valid, self._k, len(catalog), self._seen_items)
+        # A model of NaNs ranks too: by whatever order sorting leaves.
+        require_finite("a score on valid", float(ranking.scores.sum(dtype=np.float64)))
         by_item, _ = target_ranks(ranking, valid, catalog)
         return float(metric_at(self._watch, by_item).mean())
 
@@ -543,6 +548,20 @@ def _sizes(split: Split) -> dict[str, int]:
     """How much a share of the train users is."""
     users = len(np.unique(split.interactions.users))
     return {"users": users, "interactions": len(split.interactions), "examples": len(split.train)}
+
+
+def _check_report(report: FitReport, cell: FitCell) -> None:
+    """Refuse a fit that learned from losses, or was chosen by values, that are no numbers.
+
+    Raises:
+        TrainingDiverged: names the first.
+    """
+    decisive = {"loss", "nll", cell.budget.watch, f"valid_{cell.budget.watch}"}
+    for name in sorted(decisive & report.curves.keys()):
+        for epoch, value in report.curves[name]:
+            if not math.isfinite(value):
+                what = name if name == "loss" else f"{name.removeprefix('valid_')} of its report"
+                raise TrainingDiverged(Divergence(what, value, cell.stage, math.ceil(epoch), None))
 
 
 def _as_json(report: FitReport) -> dict[str, Any]:
