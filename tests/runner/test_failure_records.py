@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +109,25 @@ def test_a_ranking_of_valid_by_scores_that_are_no_numbers(
         return report
 
     assert failed(go_with(fit, tmp_path, monkeypatch))["error"] == "a score on valid is nan"
+
+
+def test_data_that_change_under_a_run_are_never_mixed(
+    fakes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fakes is None
+    source = sys.modules["flr_bench_fakes"].FakeData
+    (tmp_path / "fake.yaml").write_text(FAKE)
+    folders = Folders(tmp_path / "runs", tmp_path / "cache", tmp_path / "mlruns", tmp_path / "results")
+
+    def changes_the_data(_: int) -> Display:
+        monkeypatch.setattr(source, "users", 19)  # after planning, before the first cell
+        return Display()
+
+    request = Request(str(tmp_path / "fake.yaml"), "cpu")
+    session = run(request, folders, "missing", 1, Frontend(changes_the_data, lambda: ()))
+    expected = "the data of fake-data changed while the suite was running; start it again"
+    assert failed(session)["error"] == expected
+    assert not session.outcome.done
+    again = go(tmp_path / "fake.yaml", tmp_path)
+    assert again.outcome.complete
+    assert {cell.hash for cell in again.plan.cells}.isdisjoint(cell.hash for cell in session.plan.cells)
