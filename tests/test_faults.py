@@ -6,15 +6,47 @@ What is refused before anything starts (folders that cannot be written, say) is 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lm.test_training import CODE as EVERY_CHECKPOINT
 from tests.runner.conftest import SUITE
-from tests.test_bad_input import flr_bench, one_line
+from tests.test_bad_input import ROOT, flr_bench, one_line
+
+#: FLR as small as it goes, for checkpoints.
+TINY = """\
+version: tiny@1
+data: [ml-100k]
+max_history: 5
+seeds: 1
+k: [10]
+primary: ndcg@10
+shared:
+  llm: {backbone: {width: 16, layers: 1, heads: 2, vocabulary: 400, epochs: 0}}
+recommenders:
+  - {name: flr, stages: [sft, rl], decodings: [plain], params: {rl: {group_size: 4}}}
+profiles:
+  cpu:
+    test_examples: 10
+    valid_examples: 20
+    budgets:
+      sft: {epochs: 2, watch: nll, train_examples: 100}
+      rl: {epochs: 2, watch: nll, train_examples: 60}
+"""
+
+#: A run of it that keeps itself after every update.
+EVERY_CHECKPOINT = """\
+import sys
+from flr_bench.lm import checkpoint
+checkpoint.CHECKPOINT_SECONDS = 0.0
+from flr_bench.cli import main
+sys.argv = ["flr-bench", "run", "--suite", "suite.yaml", "--no-track", "--workers", "1"]
+main()
+"""
 
 RUN = ("run", "--suite", "fake.yaml", "--workers", "1")
 FULL = "No space left on device"
@@ -119,8 +151,6 @@ def test_a_disk_that_fills_up_with_prepared_data(folder: Path, disk: Disk) -> No
 @pytest.mark.slow
 @pytest.mark.mount
 def test_a_disk_that_fills_up_with_checkpoints_costs_the_fit_nothing(tmp_path: Path, disk: Disk) -> None:
-    from tests.lm.test_training import SUITE as TINY
-
     found = {}
     for name in ("full", "plain"):
         (tmp_path / name).mkdir()
@@ -138,11 +168,6 @@ def test_a_disk_that_fills_up_with_checkpoints_costs_the_fit_nothing(tmp_path: P
 
 
 def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    import os
-    import sys
-
-    from tests.test_bad_input import ROOT
-
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=600

@@ -48,8 +48,9 @@ def reproduce(
 
     ensure_writable(cache, "cache", "--cache")
     request = ReproduceRequest(cell, with_needs, None if tolerance is None else not tolerance, device, threads)
-    with make_display(1, quiet=quiet or as_json, as_json=False) as display:
-        found = run_again(Store(runs), cache, request, display)
+    found = run_again(
+        Store(runs), cache, request, lambda total: make_display(total, quiet=quiet or as_json, as_json=False)
+    )
     if as_json:
         typer.echo(json.dumps({**found[-1].record(), "needs": [other.record() for other in found[:-1]]}))
     else:

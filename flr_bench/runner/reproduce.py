@@ -8,7 +8,7 @@ to the tolerances of :mod:`flr_bench.runner.comparison`.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from flr_bench.runner.cell import Cell, DataRef, FitCell, Machine, PrepareCell, 
 from flr_bench.runner.comparison import TOLERANCES, Comparison, compare_cells
 from flr_bench.runner.execute import environment
 from flr_bench.runner.plan import closure
+from flr_bench.runner.progress import Display
 from flr_bench.runner.recorded import Recorded, resolve_cell
 from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.work import Emit, Event, Job, WorkSettings, Workshop
@@ -27,6 +28,7 @@ from flr_bench.runner.work import Emit, Event, Job, WorkSettings, Workshop
 __all__ = ["ReproduceRequest", "Reproduction", "reproduce"]
 
 Json = Mapping[str, Any]
+MakeDisplay = Callable[[int], Display]
 NOT_RECORDED = "not recorded"
 DECISIVE = ("device", "devices", "threads", "gpu", "cuda", "processor", "python", "versions", "libc", "platform")
 """Fields of environment.json that may change how numbers are rounded."""
@@ -108,14 +110,14 @@ class Reproduction:
             yield f"  {tolerance.meaning}: {figure.value:.6g} (tolerance: {word} {tolerance.bound:g})"
 
 
-def reproduce(store: Store, cache: Path, request: ReproduceRequest, emit: Emit) -> list[Reproduction]:
+def reproduce(store: Store, cache: Path, request: ReproduceRequest, display: MakeDisplay) -> list[Reproduction]:
     """Run a cell again and compare it with the store.
 
     Args:
         store: where the cell is; only read.
         cache: where prepared data lie.
         request: which cell, and how.
-        emit: receives the events of the computation.
+        display: shows the computation of so many cells.
 
     Returns:
         The cells run again, each after those it needs; the one asked for comes last.
@@ -137,12 +139,10 @@ def reproduce(store: Store, cache: Path, request: ReproduceRequest, emit: Emit) 
             for need in closure(cell.needs):
                 _link(store.folder(need.hash), work.folder(elsewhere[need.hash].hash))
         settings = WorkSettings(work.root, cache, environment())
-        found = []
-        for old in again:
-            new = elsewhere[old.hash]
-            _compute(new, settings, emit)
-            found.append(_compare(store, old, work, new, request))
-        return found
+        with display(len(again)) as emit:
+            for old in again:
+                _compute(elsewhere[old.hash], settings, emit)
+        return [_compare(store, old, work, elsewhere[old.hash], request) for old in again]
 
 
 def _temporary_store(root: Path) -> Store:
@@ -206,7 +206,7 @@ def _environment_changes(old: Json, new: Json) -> Iterator[tuple[str, tuple[str,
 def _fields(environment: Json) -> Iterator[tuple[str, Any]]:
     for name, value in environment.items():
         if isinstance(value, Mapping):
-            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+            yield from _fields({f"{name}.{key}": inner for key, inner in value.items()})
         elif name == "platform":  # of which the kernel's version decides nothing
             kernel, _, libc = str(value).partition("-with-")
             yield "platform", f"{kernel.partition('-')[0]} {libc}".strip()

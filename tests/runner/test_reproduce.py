@@ -43,7 +43,7 @@ def go(suite: Path | str, root: Path, only: str | None = None, mode: Mode = "mis
 
 def again(session: Session, cell: Cell, **options: Any) -> list[Reproduction]:
     cache = session.store.root.parent / "cache"
-    return reproduce(session.store, cache, ReproduceRequest(cell.hash[:14], **options), lambda _: None)
+    return reproduce(session.store, cache, ReproduceRequest(cell.hash[:14], **options), lambda _: Display())
 
 
 def cell_of(session: Session, kind: str, method: str = "fake_llm", decoding: str = "d3") -> Any:
