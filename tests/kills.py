@@ -232,7 +232,8 @@ def _compare(course: Course, name: str) -> None:
     runs, plain = (course.folder / which / "runs" for which in (name, "undisturbed"))
     assert course.cells(name) == course.cells("undisturbed")
     for folder in ("tmp", "checkpoints", "failures"):
-        assert not list((runs / folder).glob("*")), f"{folder} holds leftovers"
+        left = [path for path in (runs / folder).rglob("*") if path.is_file()]
+        assert not left, f"{folder} holds leftovers: {left}"
     for cell in sorted(course.cells(name)):
         found = compare_cells(plain / "cells" / cell, runs / "cells" / cell)
         assert found.identical, [cell, *found.unmeasured, *found.differences]
