@@ -132,6 +132,18 @@ class Course:
         return {str(path.relative_to(results)): path.read_bytes() for path in files if path.stem != "cost"}
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When to strike: after so many events of the run, and seconds more."""
+
+    events: int
+    seconds: float
+
+
+def _lines(output: Path) -> int:
+    return output.read_bytes().count(b"\n")
+
+
 def events(output: Path) -> list[dict[str, object]]:
     """The events of a run; the last line may be half a one."""
     found = []
@@ -144,8 +156,9 @@ def events(output: Path) -> list[dict[str, object]]:
 def disturb(course: Course, strikes: Sequence[Blow], seed: int) -> Tally:
     """Run the suite undisturbed, then with interruptions until all have struck and it has ended.
 
-    Most moments lie after the first cell began, some before.  A run that ends too early to be struck
-    leaves its interruption to the next, in a new store if nothing is left to do.
+    Most moments are so many events (beginnings, progress, ends of cells) after the start and a moment more,
+    so that a slow machine is struck where a fast one is; some are before the first cell.  A run that ends too
+    early to be struck leaves its interruption to the next, in a new store if nothing is left to do.
 
     Raises:
         AssertionError: a run failed, a cell was lost, or something differs in the end.
@@ -154,7 +167,7 @@ def disturb(course: Course, strikes: Sequence[Blow], seed: int) -> Tally:
     tally, rng = Tally(), random.Random(seed)
     tally.seconds.update(_undisturbed(course))
     before = tally.seconds["before the first cell"]
-    step = 2.5 * (tally.seconds["undisturbed"] - before) / len(strikes)
+    most = max(3, round(3 * _lines(course.folder / "undisturbed.jsonl") / len(strikes)))
     waiting, run = list(strikes), 0
     while waiting:
         name = f"disturbed-{tally.rounds}"
@@ -162,9 +175,9 @@ def disturb(course: Course, strikes: Sequence[Blow], seed: int) -> Tally:
         while waiting and not finished:
             run += 1
             early = rng.random() < 0.15
-            moment = rng.uniform(0, before) if early else rng.uniform(0, step)
+            moment = Moment(0, rng.uniform(0, before)) if early else Moment(rng.randint(1, most), rng.uniform(0, 0.4))
             output = course.folder / f"run-{run:03d}.jsonl"
-            finished = not _run_until(course, name, output, waiting[0], (moment, early), tally)
+            finished = not _run_until(course, name, output, waiting[0], moment, tally)
             if not finished:
                 waiting.pop(0)
         if not finished:
@@ -188,15 +201,14 @@ def _undisturbed(course: Course) -> dict[str, float]:
     return {"undisturbed": time.monotonic() - begun, "before the first cell": first}
 
 
-def _run_until(course: Course, name: str, output: Path, blow: Blow, moment: tuple[float, bool], tally: Tally) -> bool:
+def _run_until(course: Course, name: str, output: Path, blow: Blow, moment: Moment, tally: Tally) -> bool:
     """Run until the moment and strike; false if the run ended by itself before."""
-    seconds, early = moment
     there = course.cells(name)
     process = course.start(name, output)
-    while not early and process.poll() is None and not events(output):
+    while process.poll() is None and _lines(output) < moment.events:
         time.sleep(0.02)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        code = process.wait(timeout=seconds)
+        code = process.wait(timeout=moment.seconds)
         assert code == 0, _said(output)
         _count(course, name, output, there, tally)
         return False
