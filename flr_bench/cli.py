@@ -36,6 +36,7 @@ from flr_bench.commands.options import (
     Track,
     Workers,
 )
+from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
 from flr_bench.commands.tune import tune
@@ -71,6 +72,7 @@ inspect_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(inspect_app, name="inspect")
+app.command()(reproduce)
 app.command()(score)
 app.command()(tune)
 

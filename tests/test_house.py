@@ -365,6 +365,21 @@ def test_require_makes_a_skip_a_failure(marked: Path, required: str | None, extr
     assert required is not None or "FLR_BENCH_REQUIRE=slow runs it" in done.stdout
 
 
+def test_tests_after_the_deadline_are_listed_and_not_failed(marked: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", "--deadline"]
+    env = environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", FLR_BENCH_REQUIRE="core,slow")
+    summaries = []
+    for seconds in ("0", "1000"):
+        done = subprocess.run([*command, seconds], cwd=marked, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        summaries.append(done.stdout)
+    assert "not run for want of time" in summaries[0]
+    assert "test_marked.py::test_slow" in summaries[0]
+    assert "1 skipped" in summaries[0]
+    assert "not run" not in summaries[1]
+    assert "1 passed" in summaries[1]
+
+
 def test_unknown_requirement_is_named(marked: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q"]
     env = environment(FLR_BENCH_REQUIRE="bowser", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")

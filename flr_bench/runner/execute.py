@@ -16,6 +16,7 @@ from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell, RankCell
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.crew import Crew
+from flr_bench.runner.hardware import processor
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pool import POLL_SECONDS, Pool
 from flr_bench.runner.store import Store
@@ -319,6 +320,7 @@ class _EventHandler:
                 "label": cell.label,
                 "error": values["error"],
                 "traceback": values["traceback"],
+                **values.get("details", {}),
             }
         self._outcome.failed.append(record)
         for observer in self._observers:
@@ -339,6 +341,7 @@ def environment() -> dict[str, Any]:
         "flr_bench": flr_bench.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
 

@@ -302,9 +302,18 @@ class Store:
             self._sound.add(cell_hash)
         return self.model(cell_hash)
 
-    def write_failure(self, cell: Cell, error: str, traceback: str) -> dict[str, Any]:
-        """Record that ``cell`` failed; returns the record."""
-        record = {"hash": cell.hash, "kind": cell.kind, "label": cell.label, "error": error, "traceback": traceback}
+    def write_failure(
+        self, cell: Cell, error: str, traceback: str, details: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Record that ``cell`` failed, with what an error says of itself; returns the record."""
+        record = {
+            "hash": cell.hash,
+            "kind": cell.kind,
+            "label": cell.label,
+            "error": error,
+            "traceback": traceback,
+            **(details or {}),
+        }
         write_json(self.root / "failures" / f"{cell.hash}.json", record)
         return record
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flr_bench.data.conditions import change_histories, keep_share, without_training
-from flr_bench.errors import FlrBenchError
+from flr_bench.errors import Divergence, FlrBenchError, TrainingDiverged, require_finite
 from flr_bench.interface import (
     Budget,
     Examples,
@@ -37,6 +37,7 @@ from flr_bench.interface import (
 )
 from flr_bench.registry import PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.hardware import accelerator
 from flr_bench.runner.store import Store, write_json
 from flr_bench.runner.traces import write_traces
 
@@ -139,9 +140,10 @@ class Workshop:
 
     def _failed(self, cell: Cell, error: Exception) -> Event:
         line, text = describe_error(error), "".join(traceback.format_exception(error))
-        values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error)}
+        details = dict(error.details) if isinstance(error, FlrBenchError) else {}
+        values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error), "details": details}
         with contextlib.suppress(OSError, FlrBenchError):  # a full disk may be the failure; the event still tells
-            self.store.write_failure(cell, line, text)
+            self.store.write_failure(cell, line, text, details)
         return Event("failed", cell.hash, cell.label, values)
 
     def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> float:
@@ -156,7 +158,7 @@ class Workshop:
             else:
                 raise TypeError(f"{cell.kind} is no kind of cell")
             write_json(folder / "metrics.json", finite(metrics))
-            write_json(folder / "environment.json", {**self.settings.environment, **machine_of(cell).inputs})
+            write_json(folder / "environment.json", {**self.settings.environment, **_ran_on(machine_of(cell))})
         return float(metrics["seconds"])
 
     @contextlib.contextmanager
@@ -215,6 +217,7 @@ class Workshop:
         )
         with measured(cell.machine) as cost:
             fitted = recommender.fit(split, context)
+        _check_report(fitted, cell)
         if self.settings.rank == 0:
             recommender.save(_made(folder / "model"))
         _remove(folder / "scratch")
@@ -335,6 +338,7 @@ class Validation:
 
         Raises:
             FlrBenchError: the watched quantity is the negative log-likelihood.
+            NotFiniteError: a score is not finite.
         """
         from flr_bench.evaluation.metrics import metric_at, target_ranks
 
@@ -342,6 +346,8 @@ class Validation:
             raise FlrBenchError("the stage watches 'nll', which its method computes itself; watch a metric@k instead")
         valid, catalog = self._split.valid, self._split.catalog
         ranking = _ranked(rank, valid, self._k, len(catalog), self._seen_items)
+        # A model of NaNs ranks too: by whatever order sorting leaves.
+        require_finite("a score on valid", float(ranking.scores.sum(dtype=np.float64)))
         by_item, _ = target_ranks(ranking, valid, catalog)
         return float(metric_at(self._watch, by_item).mean())
 
@@ -546,6 +552,20 @@ def _sizes(split: Split) -> dict[str, int]:
     return {"users": users, "interactions": len(split.interactions), "examples": len(split.train)}
 
 
+def _check_report(report: FitReport, cell: FitCell) -> None:
+    """Refuse a fit that learned from losses, or was chosen by values, that are no numbers.
+
+    Raises:
+        TrainingDiverged: names the first.
+    """
+    decisive = {"loss", "nll", cell.budget.watch, f"valid_{cell.budget.watch}"}
+    for name in sorted(decisive & report.curves.keys()):
+        for epoch, value in report.curves[name]:
+            if not math.isfinite(value):
+                what = name if name == "loss" else f"{name.removeprefix('valid_')} of its report"
+                raise TrainingDiverged(Divergence(what, value, cell.stage, math.ceil(epoch), None))
+
+
 def _as_json(report: FitReport) -> dict[str, Any]:
     values: dict[str, Any] = finite({**asdict(report), "curves": {k: list(v) for k, v in report.curves.items()}})
     json.dumps(values)
@@ -563,6 +583,10 @@ def machine_of(cell: Cell) -> Machine:
     if isinstance(cell, FitCell | PrepareCell):
         return cell.machine
     raise TypeError(f"a {cell.kind} cell names no machine of its own")
+
+
+def _ran_on(machine: Machine) -> dict[str, Any]:
+    return {**machine.inputs, **accelerator(machine.device)}
 
 
 def _made(folder: Path) -> Path:
