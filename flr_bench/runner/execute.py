@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any, Literal, Protocol
 
 import flr_bench
 from flr_bench.errors import FlrBenchError
-from flr_bench.runner.cell import Cell, RankCell
-from flr_bench.runner.crew import Crew
+from flr_bench.runner.cell import Cell
+from flr_bench.runner.costs import Admission, Costs, Measured
+from flr_bench.runner.executors import Executor, InProcess
+from flr_bench.runner.limits import NO_LIMITS, SHARE, Limits, available_memory
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pool import Pool
-from flr_bench.runner.store import Store
-from flr_bench.runner.work import Emit, Event, Job, WorkSettings, Workshop
+from flr_bench.runner.schedule import Schedule
+from flr_bench.runner.store import Store, read_json
+from flr_bench.runner.work import Emit, Event, WorkSettings
 
 Mode = Literal["missing", "always", "only-cached", "strict"]
 PACKAGES = ("torch", "transformers", "recbole", "numpy", "pandas", "pyarrow", "peft", "safetensors", "pydantic")
@@ -47,16 +50,18 @@ class Outcome:
         done: hashes of the cells computed.
         failed: records of the cells that failed.
         blocked: cells not tried because one they need failed.
+        held: cells not tried because an earlier run ended them at a limit that is the same today.
     """
 
     done: list[str] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     blocked: list[Cell] = field(default_factory=list)
+    held: list[Cell] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Nothing failed and nothing was left out."""
-        return not self.failed and not self.blocked
+        return not self.failed and not self.blocked and not self.held
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +74,24 @@ class RunSettings:
         mode: ``missing`` computes what the store lacks, ``always`` everything anew, ``only-cached``
             and ``strict`` nothing.
         observers: told of every finished cell.
+        limits: what one cell may use before it is ended.
+        memory: bytes that cells side by side may need together; ``None`` for most of what is available.
+        gpus: the GPUs of this machine, one for each worker in turn.
+        dask: address of a Dask scheduler whose workers compute in place of this machine.
+        retry: whether cells are tried again that ended at a limit before.
+        say: receives lines that the user should know of.
     """
 
     cache: Path
     workers: int = 1
     mode: Mode = "missing"
     observers: Sequence[Observer] = ()
+    limits: Limits = NO_LIMITS
+    memory: int | None = None
+    gpus: tuple[str, ...] = ()
+    dask: str | None = None
+    retry: bool = False
+    say: Callable[[str], None] = lambda _: None
 
 
 def cells_to_run(plan: Plan, store: Store, mode: Mode) -> tuple[Cell, ...]:
@@ -97,21 +114,18 @@ def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Out
         KeyboardInterrupt: interrupted; running cells are dropped, finished ones kept.
         FlrBenchError: the store cannot be written any more (a full disk).
     """
-    schedule = _Schedule(cells_to_run(plan, store, settings.mode), store)
+    costs = Costs(_measured(store))
+    schedule = Schedule(cells_to_run(plan, store, settings.mode), costs.seconds)
     outcome = Outcome()
     record = plan.record()
     for observer in settings.observers:
         observer.start_suite(record)
-    handle = _EventHandler(store, settings.observers, schedule, outcome, emit)
-    work = WorkSettings(store.root, settings.cache, environment())
+    handle = _EventHandler(store, settings.observers, schedule, outcome, emit, costs)
     status = "KILLED"
     try:
-        if settings.workers == 1:
-            with Crew(work) as crew:
-                _run_here(schedule, Workshop(work), crew, handle)
-        else:
-            with Pool(work, settings.workers, plan.profile.threads) as pool:
-                _run_pool(schedule, pool, handle)
+        _hold_back(plan, store, settings, schedule, outcome)
+        with _executor(plan, store, settings) as executor:
+            _run(schedule, executor, _admission(costs, settings), handle)
         status = "FINISHED" if outcome.complete else "FAILED"
     finally:
         if status == "KILLED":
@@ -121,102 +135,76 @@ def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Out
     return outcome
 
 
-def _run_here(schedule: _Schedule, workshop: Workshop, crew: Crew, handle: _EventHandler) -> None:
-    while (job := schedule.next()) is not None:
-        (workshop if job.machine.devices == 1 else crew).run(job, handle)
-        schedule.finish(job)
-        handle.report_blocked()
-
-
-def _run_pool(schedule: _Schedule, pool: Pool, handle: _EventHandler) -> None:
+def _run(schedule: Schedule, executor: Executor, admission: Admission, handle: _EventHandler) -> None:
+    """The one loop: jobs start as long as there is room, and what ends makes others ready."""
     running = 0
     while True:
-        while pool.free and (job := schedule.next()) is not None:
-            pool.start(job)
-            running += 1
         handle.report_blocked()
+        while executor.free and (job := schedule.next(admission.admits, admission.key)) is not None:
+            executor.start(job)
+            admission.started(job)
+            running += 1
         if not running:
             return
-        for job in pool.wait(handle):
+        for job in executor.wait(handle):
+            admission.ended(job)
             schedule.finish(job)
             running -= 1
 
 
-class _Schedule:
-    """Jobs in the order of how much waits for them, each after the cells it needs."""
-
-    def __init__(self, cells: Sequence[Cell], store: Store) -> None:
-        self._by_hash = {cell.hash: cell for cell in cells}
-        self._store = store
-        self._open = set(self._by_hash)
-        self.failed: set[str] = set()
-        self._waiting = sorted(_jobs(cells), key=self._weight, reverse=True)
-
-    def _weight(self, job: Job) -> int:
-        """How many cells wait for this job, directly or not."""
-        own = {cell.hash for cell in job.cells}
-        waiting = set(own)
-        for cell in self._by_hash.values():  # topologically ordered
-            if any(needed.hash in waiting for needed in cell.needs):
-                waiting.add(cell.hash)
-        return len(waiting - own)
-
-    def next(self) -> Job | None:
-        """A job whose needs are met, or ``None`` if none is ready now."""
-        for job in self._waiting:
-            if all(needed.hash not in self._open for needed in self._outside(job)):
-                self._waiting.remove(job)
-                return job
-        return None
-
-    def finish(self, job: Job) -> None:
-        """Take note that the job ended, well or not."""
-        self._open -= {cell.hash for cell in job.cells}
-
-    def cell(self, cell_hash: str) -> Cell:
-        """The cell of that hash."""
-        return self._by_hash[cell_hash]
-
-    def take_blocked(self) -> list[tuple[Cell, Cell]]:
-        """Remove cells whose needs failed; each with the cell that failed."""
-        blocked: list[tuple[Cell, Cell]] = []
-        for job in list(self._waiting):
-            hit = [(cell, need) for cell in job.cells for need in cell.needs if need.hash in self.failed]
-            causes = {cell.hash: need for cell, need in reversed(hit)}
-            if not causes:
-                continue
-            self._waiting.remove(job)
-            stopped = [cell for cell in job.cells if cell.hash in causes]
-            rest = tuple(cell for cell in job.cells if cell.hash not in causes)
-            if rest:
-                self._waiting.append(Job(rest))
-            self.failed |= set(causes)
-            self._open -= set(causes)
-            blocked += [(cell, causes[cell.hash]) for cell in stopped]
-        return blocked + self.take_blocked() if blocked else []
-
-    def _outside(self, job: Job) -> Iterable[Cell]:
-        own = {cell.hash for cell in job.cells}
-        return (needed for needed in job.needs if needed.hash not in own)
+def _executor(plan: Plan, store: Store, settings: RunSettings) -> Executor:
+    threads, limits = plan.profile.threads, settings.limits
+    work = WorkSettings(store.root, settings.cache, environment())
+    if settings.workers == 1:
+        return InProcess(work, threads, limits, settings.gpus)
+    return Pool(work, settings.workers, threads, limits, settings.gpus)
 
 
-def _jobs(cells: Sequence[Cell]) -> list[Job]:
-    """One job per cell, but the rankings by one model together: it is loaded once and shares searches."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        key = f"rank by {cell.fit.hash}" if isinstance(cell, RankCell) else cell.hash
-        groups.setdefault(key, []).append(cell)
-    return [Job(tuple(group)) for group in groups.values()]
+def _admission(costs: Costs, settings: RunSettings) -> Admission:
+    return Admission(costs, int(available_memory() * SHARE) if settings.memory is None else settings.memory)
+
+
+def _hold_back(plan: Plan, store: Store, settings: RunSettings, schedule: Schedule, outcome: Outcome) -> None:
+    """Leave out the cells that would only meet the same limit again, and say so."""
+    if settings.retry or not settings.limits:
+        return
+    for cell in cells_to_run(plan, store, settings.mode):
+        path = store.root / "failures" / f"{cell.hash}.json"
+        if path.is_file() and settings.limits.holds_back(read_json(path)):
+            schedule.drop(cell)
+            outcome.held.append(cell)
+    if outcome.held:
+        settings.say(
+            f"{len(outcome.held)} cells ended at a limit before and are not tried again: raise --cell-memory or "
+            "--cell-time, or give --retry"
+        )
+
+
+def _measured(store: Store) -> list[Measured]:
+    """What finished cells took."""
+    found = []
+    for path in sorted((store.root / "cells").glob("*/cell.json")):
+        key = tuple(read_json(path).get("cost_key", ()))
+        metrics = read_json(path.with_name("metrics.json"))
+        if "seconds" in metrics:
+            found.append((key, float(metrics["seconds"]), int(metrics.get("peak_bytes") or 0)))
+    return found
 
 
 class _EventHandler:
     """Passes events on: to the display, to the outcome, to the observers."""
 
     def __init__(
-        self, store: Store, observers: Sequence[Observer], schedule: _Schedule, outcome: Outcome, emit: Emit
+        self,
+        store: Store,
+        observers: Sequence[Observer],
+        schedule: Schedule,
+        outcome: Outcome,
+        emit: Emit,
+        costs: Costs,
     ) -> None:
         self._store, self._observers, self._schedule = store, observers, schedule
-        self._outcome, self._emit = outcome, emit
+        self._outcome, self._emit, self._costs = outcome, emit, costs
 
     def __call__(self, event: Event) -> None:
         handlers: dict[str, Callable[[Event], None]] = {"done": self._done, "failed": self._failed}
@@ -231,6 +219,8 @@ class _EventHandler:
 
     def _done(self, event: Event) -> None:
         self._outcome.done.append(event.cell)
+        cell = self._schedule.cell(event.cell)
+        self._costs.learn(cell.cost_key, event.values["seconds"], event.values["peak_bytes"])
         for observer in self._observers:
             observer.cell_done(self._store.folder(event.cell))
 
@@ -241,10 +231,10 @@ class _EventHandler:
                 f"cannot write {event.label} to {self._store.root}: {values['error']}; "
                 "free space and run again, finished cells are kept"
             )
-        self._schedule.failed.add(event.cell)
+        self._schedule.fail(event.cell)
         cell = self._schedule.cell(event.cell)
         if values.get("unwritten"):  # the worker died before it could
-            record = self._store.write_failure(cell, values["error"], values["traceback"])
+            record = self._store.write_failure(cell, values["error"], values["traceback"], values.get("details"))
         else:
             record = {
                 "hash": cell.hash,

@@ -199,9 +199,12 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
 
-    def write_failure(self, cell: Cell, error: str, traceback: str) -> dict[str, Any]:
-        """Record that ``cell`` failed; returns the record."""
+    def write_failure(
+        self, cell: Cell, error: str, traceback: str, details: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Record that ``cell`` failed, with details such as the limit that it met; returns the record."""
         record = {"hash": cell.hash, "kind": cell.kind, "label": cell.label, "error": error, "traceback": traceback}
+        record |= details or {}
         write_json(self.root / "failures" / f"{cell.hash}.json", record)
         return record
 

@@ -60,8 +60,8 @@ class Event:
         kind: ``"started"``, ``"progress"``, ``"done"``, ``"failed"`` or ``"blocked"``.
         cell: the cell's hash.
         label: human text.
-        values: for progress epoch, epochs, step, steps and current figures; seconds when done;
-            ``error`` and ``traceback`` when failed.
+        values: for progress epoch, epochs, step, steps and current figures; ``seconds`` and ``peak_bytes`` when
+            done; ``error`` and ``traceback`` when failed.
     """
 
     kind: str
@@ -126,11 +126,11 @@ class Workshop:
         for cell in job.cells:
             emit(Event("started", cell.hash, cell.label, {}))
             try:
-                seconds = self._compute(cell, loaded, emit)
+                cost = self._compute(cell, loaded, emit)
             except Exception as error:  # noqa: BLE001 - whatever a method raises is recorded, and the rest goes on
                 emit(self._failed(cell, error))
             else:
-                emit(Event("done", cell.hash, cell.label, {"seconds": seconds}))
+                emit(Event("done", cell.hash, cell.label, cost))
         del loaded
         # Models and what they keep lie in reference cycles, which Python would leave for many jobs: gigabytes.
         gc.collect()
@@ -142,7 +142,7 @@ class Workshop:
             self.store.write_failure(cell, line, text)
         return Event("failed", cell.hash, cell.label, values)
 
-    def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> float:
+    def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> dict[str, float | int]:
         with self._writing(cell) as folder, _logging_to(folder / "log.txt"):
             report = _Reporter(cell, emit)
             if isinstance(cell, RankCell):
@@ -155,7 +155,7 @@ class Workshop:
                 raise TypeError(f"{cell.kind} is no kind of cell")
             write_json(folder / "metrics.json", finite(metrics))
             write_json(folder / "environment.json", {**self.settings.environment, **machine_of(cell).inputs})
-        return float(metrics["seconds"])
+        return {"seconds": float(metrics["seconds"]), "peak_bytes": int(metrics["peak_bytes"])}
 
     @contextlib.contextmanager
     def _writing(self, cell: Cell) -> Iterator[Path]:

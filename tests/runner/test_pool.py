@@ -48,10 +48,10 @@ def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pool:
     return Pool(WorkSettings(tmp_path, tmp_path, {}), 1, 1)
 
 
-def test_cells_that_ended_before_a_worker_died_stay_done(pool: Pool) -> None:
+def test_a_worker_that_dies_costs_the_cell_it_was_at(pool: Pool) -> None:
     with pool:
         pool.start(job("a", "die", "b"))
-        assert drain(pool) == [("done", "a"), ("failed", "die"), ("failed", "b")]
+        assert drain(pool) == [("done", "a"), ("failed", "die"), ("done", "b")]
 
 
 def test_an_idle_worker_that_died_is_replaced(pool: Pool) -> None:
