@@ -21,15 +21,21 @@ from flr_bench.commands.options import (
     RUNS,
     AsJson,
     Cache,
+    CellMemory,
+    CellTime,
+    Dask,
     DataNames,
     Devices,
+    Memory,
     MethodName,
     Mlruns,
     ModeOption,
     Only,
+    PerGpu,
     ProfileName,
     Quiet,
     Results,
+    Retry,
     Runs,
     Seeds,
     SuiteName,
@@ -109,10 +115,16 @@ def run(
     quiet: Quiet = False,
     as_json: AsJson = False,
     track: Track = True,
+    memory: Memory = None,
+    cell_memory: CellMemory = None,
+    cell_time: CellTime = None,
+    per_gpu: PerGpu = 1,
+    dask: Dask = None,
+    retry: Retry = False,
 ) -> None:
     """Run what is missing of a suite, then write its tables."""
     from flr_bench.runner.progress import make_display
-    from flr_bench.runner.session import Folders, Frontend, Request
+    from flr_bench.runner.session import Execution, Folders, Frontend, Request
     from flr_bench.runner.session import run as run_session
 
     folders = Folders(runs, cache, mlruns, results)
@@ -121,6 +133,7 @@ def run(
         display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
         observers=lambda: _start_tracking(trackers, mlruns) if track else (),
         say=_say,
+        execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
     )
     try:
         session = run_session(Request(suite, profile, seeds, only, devices, data), folders, mode, workers, frontend)
@@ -150,9 +163,37 @@ def ablate(
     quiet: Quiet = False,
     as_json: AsJson = False,
     track: Track = True,
+    memory: Memory = None,
+    cell_memory: CellMemory = None,
+    cell_time: CellTime = None,
+    per_gpu: PerGpu = 1,
+    dask: Dask = None,
+    retry: Retry = False,
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
-    run(suite, profile, seeds, only, workers, devices, data, mode, runs, cache, mlruns, results, quiet, as_json, track)
+    run(
+        suite,
+        profile,
+        seeds,
+        only,
+        workers,
+        devices,
+        data,
+        mode,
+        runs,
+        cache,
+        mlruns,
+        results,
+        quiet,
+        as_json,
+        track,
+        memory,
+        cell_memory,
+        cell_time,
+        per_gpu,
+        dask,
+        retry,
+    )
 
 
 @inspect_app.command("search")
@@ -177,6 +218,12 @@ def inspect_search(
     quiet: Quiet = False,
     as_json: AsJson = False,
     track: Track = True,
+    memory: Memory = None,
+    cell_memory: CellMemory = None,
+    cell_time: CellTime = None,
+    per_gpu: PerGpu = 1,
+    dask: Dask = None,
+    retry: Retry = False,
 ) -> None:
     """Say what beam search misses of the true top k, and what that does to NDCG and HR.
 
@@ -189,7 +236,7 @@ def inspect_search(
     from flr_bench.report import write_search
     from flr_bench.runner.inspection import SearchRequest, run_search
     from flr_bench.runner.progress import make_display
-    from flr_bench.runner.session import Folders, Frontend
+    from flr_bench.runner.session import Execution, Folders, Frontend
 
     folders = Folders(runs, cache, mlruns, results)
     trackers: list[Tracker] = []
@@ -197,6 +244,7 @@ def inspect_search(
         display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
         observers=lambda: _start_tracking(trackers, mlruns) if track else (),
         say=(lambda _: None) if quiet or as_json else _say,
+        execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
     )
     try:
         session = run_search(SearchRequest(suite, profile, seeds, only, beams), folders, workers, frontend)
@@ -271,6 +319,7 @@ def _summary(session: Session, where: Path) -> dict[str, Any]:
         "computed": len(outcome.done),
         "failed": [{key: failure[key] for key in ("hash", "label", "error")} for failure in outcome.failed],
         "blocked": [cell.hash for cell in outcome.blocked],
+        "held": [cell.hash for cell in outcome.held],
         "missing": [cell.hash for cell in session.absent],
         "tables": str(where),
     }
@@ -280,7 +329,8 @@ def _report_failures(session: Session, folders: Folders) -> None:
     outcome = session.outcome
     if outcome.complete:
         return
-    _say(f"{len(outcome.failed)} cells failed, {len(outcome.blocked)} could not start because of that:")
+    held = f", {len(outcome.held)} that ended at a limit before were not tried" if outcome.held else ""
+    _say(f"{len(outcome.failed)} cells failed{held}, {len(outcome.blocked)} could not start because of that:")
     for failure in outcome.failed:
         record = folders.runs / "failures" / f"{failure['hash']}.json"
         _say(f"  {failure['label']}: {failure['error']} (traceback in {record})")

@@ -25,9 +25,9 @@ from flr_bench.errors import FlrBenchError, UsageError
 from flr_bench.interface import Params
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import FitCell, canonical_json
-from flr_bench.runner.execute import RunSettings, environment, run_plan
+from flr_bench.runner.execute import environment, run_plan
 from flr_bench.runner.plan import Plan, Row, closure, make_plan
-from flr_bench.runner.session import Folders, Frontend
+from flr_bench.runner.session import Folders, Frontend, run_settings
 from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.suite import RecommenderEntry, Suite, SuiteFile, find_suite, load_suite, merged
 
@@ -356,7 +356,7 @@ def _round(
         trials = TrialPlan(plan.file, plan.profile_name, plan.seeds, (), cells, plan.manifests)
         todo = trials.missing(store)
         if todo:
-            settings = RunSettings(folders.cache, workers or plan.profile.workers)
+            settings = run_settings(plan.profile, folders.cache, workers, frontend)
             with frontend.display(len(todo)) as display:
                 run_plan(trials, store, settings, display)
         for study, params in some:
