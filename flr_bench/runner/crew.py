@@ -121,7 +121,7 @@ class Crew:
     def _give_up(self, failure: Event, emit: Callable[[Event], None]) -> str:
         """End the crew and report the failure; returns the hash of the cell that failed."""
         self._end()
-        discard_unfinished(self._settings.store_root, failure.cell)
+        discard_unfinished(self._settings, failure.cell)
         emit(failure)
         return failure.cell
 

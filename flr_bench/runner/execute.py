@@ -13,12 +13,14 @@ from typing import Any, Literal, Protocol
 import flr_bench
 from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell
+from flr_bench.runner.claims import Claims
 from flr_bench.runner.costs import Admission, Costs, Measured
 from flr_bench.runner.executors import Executor, InProcess
 from flr_bench.runner.limits import NO_LIMITS, SHARE, Limits, available_memory
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pool import Pool
 from flr_bench.runner.schedule import Schedule
+from flr_bench.runner.sharing import Shared
 from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.work import Emit, Event, WorkSettings
 
@@ -51,12 +53,14 @@ class Outcome:
         failed: records of the cells that failed.
         blocked: cells not tried because one they need failed.
         held: cells not tried because an earlier run ended them at a limit that is the same today.
+        elsewhere: hashes of cells that another runner computed meanwhile.
     """
 
     done: list[str] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     blocked: list[Cell] = field(default_factory=list)
     held: list[Cell] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -101,31 +105,36 @@ def cells_to_run(plan: Plan, store: Store, mode: Mode) -> tuple[Cell, ...]:
     return plan.missing(store) if mode == "missing" else ()
 
 
-def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Outcome:
+def run_plan(plan: Plan, claims: Claims, settings: RunSettings, emit: Emit) -> Outcome:
     """Compute the plan's cells; failures are recorded and the rest goes on.
+
+    Cells that another runner computes at the same time are waited for, not computed twice.
 
     Args:
         plan: rows and cells.
-        store: where cells go; must be initialised and locked.
+        claims: of this runner, on the store where cells go, which must be initialised.
         settings: how to run.
         emit: receives every event, for display.
 
     Raises:
         KeyboardInterrupt: interrupted; running cells are dropped, finished ones kept.
-        FlrBenchError: the store cannot be written any more (a full disk).
+        FlrBenchError: the store cannot be written any more (a full disk), or the cluster is gone.
     """
+    store = Store(claims.store_root, claims.runner)
+    todo = cells_to_run(plan, store, settings.mode)
     costs = Costs(_measured(store))
-    schedule = Schedule(cells_to_run(plan, store, settings.mode), costs.seconds)
-    outcome = Outcome()
+    schedule = Schedule(todo, costs.seconds)
+    shared = Shared(schedule, store, claims, emit, anew=settings.mode == "always")
+    outcome = Outcome(elsewhere=shared.elsewhere)
     record = plan.record()
     for observer in settings.observers:
         observer.start_suite(record)
     handle = _EventHandler(store, settings.observers, schedule, outcome, emit, costs)
     status = "KILLED"
     try:
-        _hold_back(plan, store, settings, schedule, outcome)
-        with _executor(plan, store, settings) as executor:
-            _run(schedule, executor, _admission(costs, settings), handle)
+        _hold_back(todo, store, settings, schedule, outcome)
+        with _executor(plan, claims, settings) as executor:
+            _run(schedule, shared, executor, _admission(costs, settings), handle)
         status = "FINISHED" if outcome.complete else "FAILED"
     finally:
         if status == "KILLED":
@@ -135,26 +144,27 @@ def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Out
     return outcome
 
 
-def _run(schedule: Schedule, executor: Executor, admission: Admission, handle: _EventHandler) -> None:
+def _run(schedule: Schedule, shared: Shared, executor: Executor, admission: Admission, handle: _EventHandler) -> None:
     """The one loop: jobs start as long as there is room, and what ends makes others ready."""
     running = 0
     while True:
         handle.report_blocked()
-        while executor.free and (job := schedule.next(admission.admits, admission.key)) is not None:
+        while executor.free and (job := shared.next(admission.admits, admission.key)) is not None:
             executor.start(job)
             admission.started(job)
             running += 1
-        if not running:
+        if not running and not shared.wait():
             return
-        for job in executor.wait(handle):
+        for job in executor.wait(handle) if running else ():
             admission.ended(job)
             schedule.finish(job)
+            shared.release(job)
             running -= 1
 
 
-def _executor(plan: Plan, store: Store, settings: RunSettings) -> Executor:
+def _executor(plan: Plan, claims: Claims, settings: RunSettings) -> Executor:
     threads, limits = plan.profile.threads, settings.limits
-    work = WorkSettings(store.root, settings.cache, environment())
+    work = WorkSettings(claims.store_root, settings.cache, environment(), runner=claims.runner)
     if settings.workers == 1:
         return InProcess(work, threads, limits, settings.gpus)
     return Pool(work, settings.workers, threads, limits, settings.gpus)
@@ -164,11 +174,11 @@ def _admission(costs: Costs, settings: RunSettings) -> Admission:
     return Admission(costs, int(available_memory() * SHARE) if settings.memory is None else settings.memory)
 
 
-def _hold_back(plan: Plan, store: Store, settings: RunSettings, schedule: Schedule, outcome: Outcome) -> None:
+def _hold_back(todo: Sequence[Cell], store: Store, settings: RunSettings, schedule: Schedule, outcome: Outcome) -> None:
     """Leave out the cells that would only meet the same limit again, and say so."""
     if settings.retry or not settings.limits:
         return
-    for cell in cells_to_run(plan, store, settings.mode):
+    for cell in todo:
         path = store.root / "failures" / f"{cell.hash}.json"
         if path.is_file() and settings.limits.holds_back(read_json(path)):
             schedule.drop(cell)

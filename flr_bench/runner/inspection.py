@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Cell, FitCell, RankCell
+from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import Outcome, run_plan
 from flr_bench.runner.plan import SEPARATOR, Plan, Row, closure, estimate
 from flr_bench.runner.progress import clock
@@ -202,15 +203,17 @@ def run_search(request: SearchRequest, folders: Folders, workers: int | None, fr
 
     Raises:
         UsageError: see :func:`plan_search`.
-        FlrBenchError: a folder cannot be written, data cannot be used, another run holds the store.
+        FlrBenchError: a folder cannot be written, data cannot be used.
         KeyboardInterrupt: interrupted; finished cells are kept.
     """
     store = Store(folders.runs)
     folders.check()
     plan = plan_search(request, folders)
     store.initialise()
-    with store.lock():
-        _write_record(plan, store, frontend)
+    with Claims(store.root, frontend.say) as claims:
+        with claims.exclusive(f"search {plan.file.suite.version}-{plan.profile_name}"):
+            _write_record(plan, store, frontend)
+        store.sweep()
         todo = plan.missing(store)
         if not todo:
             return Session(plan, store, computed=False, outcome=Outcome())
@@ -219,7 +222,7 @@ def run_search(request: SearchRequest, folders: Folders, workers: int | None, fr
             frontend.say(line)
         settings = replace(settings, observers=frontend.observers())
         with frontend.display(len(todo)) as display:
-            outcome = run_plan(plan, store, settings, display)
+            outcome = run_plan(plan, claims, settings, display)
     return Session(plan, store, computed=True, outcome=outcome)
 
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 from flr_bench.runner.cell import Cell
 from flr_bench.runner.limits import NO_LIMITS, Limits, Watch
+from flr_bench.runner.store import Store
 from flr_bench.runner.work import Event, Job, WorkSettings, Workshop
 
 POLL_SECONDS = 0.5
@@ -192,7 +192,7 @@ class Pool:
         lost = next((cell for cell in rest if cell.hash == worker.cell), rest[0] if rest else None)
         if job is None or lost is None:
             return True
-        discard_unfinished(self._settings.store_root, lost.hash)
+        discard_unfinished(self._settings, lost.hash)
         emit(Event("failed", lost.hash, lost.label, values))
         rest = tuple(cell for cell in rest if cell is not lost)
         if rest:
@@ -218,9 +218,9 @@ class Pool:
         return {**threads, "CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]}
 
 
-def discard_unfinished(root: Path, cell_hash: str) -> None:
+def discard_unfinished(settings: WorkSettings, cell_hash: str) -> None:
     """Remove what a process that is dead had written of a cell."""
-    for folder in (root / "tmp").glob(f"{cell_hash}-*"):
+    for folder in Store(settings.store_root, settings.runner).scratch.glob(f"{cell_hash}-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

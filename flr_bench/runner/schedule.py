@@ -134,11 +134,6 @@ class Schedule:
             heapq.heappush(self._ready, item)
         return found
 
-    @property
-    def waits(self) -> bool:
-        """Whether jobs are ready or postponed that nothing holds back but room or another runner."""
-        return bool(self._ready or self._postponed)
-
     def postpone(self, job: Job) -> None:
         """Give the job back until :meth:`resume`, for example because another runner computes it."""
         self._postponed.append(self._running.pop(job))
@@ -148,6 +143,16 @@ class Schedule:
         for entry in self._postponed:
             heapq.heappush(self._ready, (entry.rank, entry))
         self._postponed.clear()
+
+    def shrink(self, job: Job, left: Job) -> None:
+        """Go on with what is ``left`` of the job; its other cells have ended."""
+        entry = self._running.pop(job)
+        entry.cells = list(left.cells)
+        if left.cells:
+            self._running[left] = entry
+        for cell in job.cells:
+            if cell not in left.cells:
+                self._close(cell)
 
     def finish(self, job: Job) -> None:
         """Take note that the job ended, well or not."""

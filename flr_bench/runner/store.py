@@ -12,13 +12,14 @@
     <root>/checkpoints/<hash>/               where an interrupted fit goes on; removed once its cell is there
     <root>/searches/<name@n>-<profile>.json  rows of the last ``flr-bench inspect search`` on a suite
     <root>/tables/<name@n>-<profile>.json    what the tables were last written from
-    <root>/tmp/                              cells being computed; removed when the next run starts
+    <root>/claims/, <root>/runners/          who computes what now (:mod:`flr_bench.runner.claims`)
+    <root>/tmp/<runner>/                     cells being computed; removed when the run ends, or the next one starts
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import shutil
@@ -101,14 +102,17 @@ class Store:
 
     Args:
         root: the folder; created on the first write.
+        runner: name of the runner (:class:`flr_bench.runner.claims.Claims`) that writes, which has a folder of its
+            own for what is not finished; ``""`` for who writes without one.
 
     Raises:
         FlrBenchError: the folder was written by another version of flr-bench.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, runner: str = "") -> None:
         """Open the store, or a folder that will become one."""
         self.root = root
+        self.runner = runner
         self._check_format()
 
     def _check_format(self) -> None:
@@ -151,53 +155,49 @@ class Store:
         if not (self.root / "store.json").exists():
             write_json(self.root / "store.json", {"format": FORMAT})
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the store for one run, and sweep away what a killed run left behind.
-
-        The lock goes with the process, however it ends.
-
-        Raises:
-            FlrBenchError: another run holds it.
-        """
-        with (self.root / "lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FlrBenchError(
-                    f"another run is using the store {self.root}; wait for it or choose another with --runs"
-                ) from error
-            self.sweep()
-            yield
+    @property
+    def scratch(self) -> Path:
+        """Where the runner writes what is not finished."""
+        return self.root / "tmp" / self.runner
 
     def sweep(self) -> None:
-        """Remove unfinished cells, and checkpoints of finished ones; only while no cell is running."""
-        for leftover in (self.root / "tmp").iterdir():
+        """Remove the runner's own unfinished cells, and checkpoints of finished ones; only while it computes none."""
+        for leftover in self.scratch.iterdir() if self.runner and self.scratch.is_dir() else ():
             shutil.rmtree(leftover, ignore_errors=True)
         for folder in (self.root / "checkpoints").glob("*"):
-            if folder.name in self:
+            if folder.name in self and not (self.root / "claims" / folder.name).exists():
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def writing(self, cell: Cell) -> Iterator[Path]:
         """A folder to compute ``cell`` in; it becomes the cell if the block ends without an error.
 
-        An existing cell is replaced only then.  Yields the temporary folder.
+        A cell that was there before is replaced only then.  One that another runner has put there meanwhile
+        stays, and what was computed here is dropped: both are results of the same inputs.  Yields the
+        temporary folder.
         """
-        temporary = Path(tempfile.mkdtemp(prefix=f"{cell.hash}-", dir=self.root / "tmp"))
+        self.scratch.mkdir(exist_ok=True)
+        final = self.folder(cell.hash)
+        before = final.exists()
+        temporary = Path(tempfile.mkdtemp(prefix=f"{cell.hash}-", dir=self.scratch))
         temporary.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's only; others may read results
+        old = temporary.with_name(f"{temporary.name}-old")
         try:
             yield temporary
             write_json(temporary / "cell.json", cell.record())
-            final = self.folder(cell.hash)
-            if final.exists():
-                final.rename(temporary.with_name(f"{temporary.name}-old"))
-            temporary.rename(final)
+            if before:
+                with contextlib.suppress(FileNotFoundError):
+                    final.rename(old)
+            try:
+                temporary.rename(final)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
             (self.root / "failures" / f"{cell.hash}.json").unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints(cell.hash), ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
     def write_failure(
         self, cell: Cell, error: str, traceback: str, details: Mapping[str, Any] | None = None

@@ -99,12 +99,14 @@ class WorkSettings:
         cache: where prepared data lie.
         environment: content of ``environment.json``, the same for all cells of an invocation.
         rank: number of this process among those that compute the cells together; the first alone writes them.
+        runner: as in :class:`flr_bench.runner.store.Store`.
     """
 
     store_root: Path
     cache: Path
     environment: Mapping[str, Any]
     rank: int = 0
+    runner: str = ""
 
 
 class Workshop:
@@ -113,7 +115,7 @@ class Workshop:
     def __init__(self, settings: WorkSettings) -> None:
         """Open the store."""
         self.settings = settings
-        self.store = Store(settings.store_root)
+        self.store = Store(settings.store_root, settings.runner)
         self._data: dict[str, PreparedData] = {}
 
     def run(self, job: Job, emit: Emit) -> None:
@@ -164,7 +166,7 @@ class Workshop:
             with self.store.writing(cell) as folder:
                 yield folder
             return
-        with tempfile.TemporaryDirectory(prefix=f"{cell.hash}-", dir=self.store.root / "tmp") as name:
+        with tempfile.TemporaryDirectory(prefix=f"{cell.hash}-", dir=self.store.scratch) as name:
             yield Path(name)
 
     def _prepare(self, cell: PrepareCell, folder: Path, report: _Reporter) -> dict[str, Any]:
