@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flr_bench import __version__
+from flr_bench.commands.cluster import cluster_app
 from flr_bench.commands.data import data_app
 from flr_bench.commands.options import (
     CACHE,
@@ -67,6 +68,7 @@ backbone_app = typer.Typer(
 track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
 inspect_app = typer.Typer(
@@ -493,6 +495,18 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Entry point: an error the user can mend is one line on standard error and an exit code."""
+    from flr_bench.interrupts import interruptible
+
+    with interruptible() as arrived:
+        try:
+            _call()
+        except SystemExit:
+            if arrived.exit_code is not None:
+                sys.exit(arrived.exit_code)
+            raise
+
+
+def _call() -> None:
     try:
         app()
     except FlrBenchError as error:

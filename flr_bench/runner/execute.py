@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import flr_bench
 from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell
 from flr_bench.runner.claims import Claims
@@ -19,13 +15,15 @@ from flr_bench.runner.executors import Executor, InProcess
 from flr_bench.runner.limits import NO_LIMITS, SHARE, Limits, available_memory
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pool import Pool
+from flr_bench.runner.provenance import environment
 from flr_bench.runner.schedule import Schedule
 from flr_bench.runner.sharing import Shared
 from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.work import Emit, Event, WorkSettings
 
+__all__ = ["Mode", "Observer", "Outcome", "RunSettings", "cells_to_run", "environment", "run_plan"]
+
 Mode = Literal["missing", "always", "only-cached", "strict"]
-PACKAGES = ("torch", "transformers", "recbole", "numpy", "pandas", "pyarrow", "peft", "safetensors", "pydantic")
 
 
 class Observer(Protocol):
@@ -153,9 +151,12 @@ def _run(schedule: Schedule, shared: Shared, executor: Executor, admission: Admi
             executor.start(job)
             admission.started(job)
             running += 1
-        if not running and not shared.wait():
+        if not running and not schedule.waits:
             return
-        for job in executor.wait(handle) if running else ():
+        if not running and executor.free:
+            shared.wait()
+            continue
+        for job in executor.wait(handle):
             admission.ended(job)
             schedule.finish(job)
             shared.release(job)
@@ -165,6 +166,10 @@ def _run(schedule: Schedule, shared: Shared, executor: Executor, admission: Admi
 def _executor(plan: Plan, claims: Claims, settings: RunSettings) -> Executor:
     threads, limits = plan.profile.threads, settings.limits
     work = WorkSettings(claims.store_root, settings.cache, environment(), runner=claims.runner)
+    if settings.dask is not None:
+        from flr_bench.runner.dask_executor import DaskExecutor
+
+        return DaskExecutor(settings.dask, work, limits, settings.say, anew=settings.mode == "always")
     if settings.workers == 1:
         return InProcess(work, threads, limits, settings.gpus)
     return Pool(work, settings.workers, threads, limits, settings.gpus)
@@ -261,41 +266,3 @@ class _EventHandler:
 def _ignore(event: Event) -> None:
     """Started and progress concern the display only."""
     del event
-
-
-def environment() -> dict[str, Any]:
-    """Content of ``environment.json``: commit, versions, platform. Imports none of the packages."""
-    commit, dirty = _commit()
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "flr_bench": flr_bench.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> tuple[str | None, bool]:
-    """The git commit of the running code and whether tracked files differ from it; none if installed."""
-    folder = Path(flr_bench.__file__).parent
-    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None, False
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", str(folder))
-    return _git(folder, "rev-parse", "HEAD"), bool(changes)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)  # noqa: S603 - no shell, fixed words
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

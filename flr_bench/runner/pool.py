@@ -30,6 +30,10 @@ WATCH_SECONDS = 0.1
 """How often limits are looked at: a cell can fill some hundred MiB meanwhile."""
 
 
+_SPAWNING = threading.Lock()
+"""Pools of several threads must not start processes in each other's environment."""
+
+
 @dataclass(eq=False)
 class _Worker:
     process: SpawnProcess
@@ -204,7 +208,7 @@ class Pool:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._settings), daemon=True)
         slot = min(set(range(self._size)) - {worker.slot for worker in self._workers})
-        with environment(self._environment(slot)), without_interrupts():
+        with _SPAWNING, environment(self._environment(slot)), without_interrupts(), children_allowed():
             process.start()
             theirs.close()
             worker = _Worker(process, ours, slot, Watch(self._limits))
@@ -237,6 +241,21 @@ def without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def children_allowed() -> Iterator[None]:
+    """Start processes meanwhile even from a daemon, which a cluster's worker is.
+
+    Python forbids it because a daemon that is killed leaves its children behind; ours watch their parent.
+    """
+    config: dict[str, Any] = vars(multiprocessing.current_process()).get("_config", {})
+    daemon = config.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemon is not None:
+            config["daemon"] = daemon
 
 
 @contextlib.contextmanager

@@ -10,15 +10,12 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from flr_bench.runner.cell import Cell, RankCell
 from flr_bench.runner.work import Job
 
 LOOKED_AT = 1000
 """Ready jobs that one search for an admissible one looks at, so that full memory costs no more than that."""
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 def one_second(_: Cell) -> float:
@@ -107,15 +104,15 @@ class Schedule:
             heapq.heappush(self._ready, (entry.rank, entry))
             entry.gone = True
 
-    def next(self, admits: Callable[[Job], bool] = admit_all, key: Callable[[Job], Key] = id) -> Job | None:
+    def next(self, admits: Callable[[Job], bool] = admit_all, key: Callable[[Job], Hashable] = id) -> Job | None:
         """A job whose needs are met and that is admitted, or ``None`` if there is none now.
 
         Args:
             admits: whether there is room for the job.
             key: jobs with the same key are admitted or refused alike.
         """
-        refused: set[Key] = set()
-        aside = []
+        refused: set[Hashable] = set()
+        aside: list[tuple[tuple[float, int, int], _Entry]] = []
         found = None
         while self._ready and found is None and len(aside) < LOOKED_AT:
             item = heapq.heappop(self._ready)
@@ -133,6 +130,11 @@ class Schedule:
         for item in aside:
             heapq.heappush(self._ready, item)
         return found
+
+    @property
+    def waits(self) -> bool:
+        """Whether any job that is not running could run."""
+        return any(entry.cells for _, entry in self._ready) or any(entry.cells for entry in self._postponed)
 
     def postpone(self, job: Job) -> None:
         """Give the job back until :meth:`resume`, for example because another runner computes it."""

@@ -76,8 +76,8 @@ class Shared:
         """The job has ended."""
         self._claims.release(cell.hash for cell in job.cells)
 
-    def wait(self) -> bool:
-        """Wait a little for other runners, saying once for whom; ``False`` if there is nothing to wait for."""
+    def wait(self) -> None:
+        """Wait a little for other runners, saying once for whom."""
         for job in self._postponed:
             for cell in job.cells:
                 who = self._claims.holder(cell.hash)
@@ -86,4 +86,3 @@ class Shared:
                     self._claims.say(f"waiting for cells that another run computes ({who})")
         if self._postponed:
             time.sleep(POLL_SECONDS)
-        return bool(self._postponed)

@@ -26,8 +26,9 @@ from flr_bench.interface import Params
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import FitCell, canonical_json
 from flr_bench.runner.claims import Claims
-from flr_bench.runner.execute import environment, run_plan
+from flr_bench.runner.execute import run_plan
 from flr_bench.runner.plan import Plan, Row, closure, make_plan
+from flr_bench.runner.provenance import environment
 from flr_bench.runner.session import Folders, Frontend, run_settings
 from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.suite import RecommenderEntry, Suite, SuiteFile, find_suite, load_suite, merged
