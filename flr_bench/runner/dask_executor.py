@@ -40,6 +40,8 @@ GRACE_SECONDS = 60.0
 ATTEMPTS = 4
 """A job runs so often at most: its worker may be lost three times."""
 
+QUIET_LOGS = {"silence_logs": logging.ERROR}
+
 Say = Callable[[str], None]
 
 
@@ -82,7 +84,7 @@ def _task(order: Order, parcels: Mapping[str, Parcel], topic: str) -> Answer:
         return state is not None and state.state != "cancelled" and worker.status.name in ("running", "paused")
 
     def tell(event: Event) -> None:
-        worker.log_event(topic, {**asdict(event), "key": str(key)})
+        worker.log_event(topic, {"key": str(key), "event": asdict(event)})
 
     return compute(order, parcels, tell, wanted)
 
@@ -307,8 +309,7 @@ class DaskExecutor:
 
     def _pass_on(self, content: dict[str, Any], emit: Emit) -> None:
         """Show progress of jobs that still run; one that was started again starts but once."""
-        running = self._running.get(content.pop("key"))
-        event = Event(**content)
+        running, event = self._running.get(content["key"]), Event(**content["event"])
         if running is None or (event.kind == "started" and event.cell in running.said):
             return
         if event.kind == "started":
@@ -406,11 +407,11 @@ def serve_local(workers: int, threads: int, gpus: Sequence[str], port: int = 0) 
     def options(index: int) -> dict[str, Any]:
         own = {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]}} if gpus else {}
         # Dask's own limit would end the worker, not the cell; --cell-memory ends the cell.
-        return {"nthreads": threads, "memory_limit": 0, "dashboard": False, "host": "127.0.0.1", **own}
+        return {"nthreads": threads, "memory_limit": 0, "host": "127.0.0.1", **QUIET_LOGS, **own}
 
     scheduler = {
         "cls": Scheduler,
         "options": {"host": "127.0.0.1", "port": port, "dashboard": False, "dashboard_address": ":0"},
     }
     spec = {index: {"cls": Nanny, "options": options(index)} for index in range(workers)}
-    return SpecCluster(workers=spec, scheduler=scheduler, name="flr-bench")
+    return SpecCluster(workers=spec, scheduler=scheduler, name="flr-bench", **QUIET_LOGS)
