@@ -413,9 +413,10 @@ class Claims:
         """Remove what a dead runner left: claims, unfinished cells, at last its heartbeat."""
         for path in sorted(self._folder.iterdir()):
             found = Identity.read(path)
-            if found is not None and found.runner == dead.runner:
-                if path.name.startswith(".") or self._take_over(path, dead):
-                    path.unlink(missing_ok=True)
+            if found is None or found.runner != dead.runner:
+                continue
+            if path.name.startswith(".") or self._take_over(path, dead):
+                path.unlink(missing_ok=True)
         shutil.rmtree(self.store_root / "tmp" / dead.runner, ignore_errors=True)
         self._path_of(dead.runner).unlink(missing_ok=True)
         self._seen.pop(dead.runner, None)

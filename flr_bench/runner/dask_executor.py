@@ -152,10 +152,12 @@ class DaskExecutor:
         work: store, cache and runner.
         limits: what a cell may use.
         say: receives lines that the user should know of.
-        anew: whether cells are computed although they are there.
+        anew: hashes of cells that are computed although they are there.
     """
 
-    def __init__(self, address: str, work: WorkSettings, limits: Limits, say: Say, *, anew: bool = False) -> None:
+    def __init__(
+        self, address: str, work: WorkSettings, limits: Limits, say: Say, anew: frozenset[str] = frozenset()
+    ) -> None:
         """Nothing is connected yet."""
         self._address, self._limits, self._say, self._anew = address, limits, say, anew
         root = work.store_root.resolve()
@@ -266,7 +268,9 @@ class DaskExecutor:
         sees = all(worker.description is not None and worker.description.sees for worker in workers.values())
         parcels = {} if sees else {need.hash: self._parcel(need.hash) for need in job.needs}
         key = f"{job.cells[0].kind}-{job.cells[0].hash}-{next(self._numbers)}"
-        order = Order(job, self._place, identity(), self._limits, self._anew)
+        order = Order(
+            job, self._place, identity(), self._limits, self._anew.intersection(cell.hash for cell in job.cells)
+        )
         future = self._client.submit(
             _task,
             order,

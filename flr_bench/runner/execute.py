@@ -120,9 +120,11 @@ def run_plan(plan: Plan, claims: Claims, settings: RunSettings, emit: Emit) -> O
     """
     store = Store(claims.store_root, claims.runner)
     todo = cells_to_run(plan, store, settings.mode)
+    # Those computed although they are there: all in mode "always", else those whose models are lost.
+    anew = frozenset(store.present().intersection(cell.hash for cell in todo))
     costs = Costs(_measured(store))
     schedule = Schedule(todo, costs.seconds)
-    shared = Shared(schedule, store, claims, emit, anew=settings.mode == "always")
+    shared = Shared(schedule, store, claims, emit, anew)
     outcome = Outcome(elsewhere=shared.elsewhere)
     record = plan.record()
     for observer in settings.observers:
@@ -131,7 +133,7 @@ def run_plan(plan: Plan, claims: Claims, settings: RunSettings, emit: Emit) -> O
     status = "KILLED"
     try:
         _hold_back(todo, store, settings, schedule, outcome)
-        with _executor(plan, claims, settings) as executor:
+        with _executor(plan, claims, settings, anew) as executor:
             _run(schedule, shared, executor, _admission(costs, settings), handle)
         status = "FINISHED" if outcome.complete else "FAILED"
     finally:
@@ -163,13 +165,13 @@ def _run(schedule: Schedule, shared: Shared, executor: Executor, admission: Admi
             running -= 1
 
 
-def _executor(plan: Plan, claims: Claims, settings: RunSettings) -> Executor:
+def _executor(plan: Plan, claims: Claims, settings: RunSettings, anew: frozenset[str]) -> Executor:
     threads, limits = plan.profile.threads, settings.limits
     work = WorkSettings(claims.store_root, settings.cache, environment(), runner=claims.runner)
     if settings.dask is not None:
         from flr_bench.runner.dask_executor import DaskExecutor
 
-        return DaskExecutor(settings.dask, work, limits, settings.say, anew=settings.mode == "always")
+        return DaskExecutor(settings.dask, work, limits, settings.say, anew)
     if settings.workers == 1:
         return InProcess(work, threads, limits, settings.gpus)
     return Pool(work, settings.workers, threads, limits, settings.gpus)
@@ -197,13 +199,7 @@ def _hold_back(todo: Sequence[Cell], store: Store, settings: RunSettings, schedu
 
 def _measured(store: Store) -> list[Measured]:
     """What finished cells took."""
-    found = []
-    for path in sorted((store.root / "cells").glob("*/cell.json")):
-        key = tuple(read_json(path).get("cost_key", ()))
-        metrics = read_json(path.with_name("metrics.json"))
-        if "seconds" in metrics:
-            found.append((key, float(metrics["seconds"]), int(metrics.get("peak_bytes") or 0)))
-    return found
+    return [(key, seconds, int(peak or 0)) for key, values in store.costs().items() for seconds, peak in values]
 
 
 class _EventHandler:

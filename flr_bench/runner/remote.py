@@ -75,14 +75,14 @@ class Order:
         place: for whom.
         identity: of the code that the results must come from (:func:`identity`).
         limits: what a cell may use.
-        anew: whether cells are computed although they are there.
+        anew: hashes of cells that are computed although they are there.
     """
 
     job: Job
     place: Place
     identity: Mapping[str, Any]
     limits: Limits = NO_LIMITS
-    anew: bool = False
+    anew: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ def compute(order: Order, parcels: Mapping[str, Parcel], emit: Emit, wanted: Cal
     for need in order.job.needs if not shared else ():
         if need.hash not in store and need.hash in parcels:
             unpack(parcels[need.hash], need, store)
-    there = [] if order.anew else [cell for cell in order.job.cells if cell.hash in store]
+    there = [cell for cell in order.job.cells if cell.hash in store and cell.hash not in order.anew]
     events = [_found(cell.hash, cell.label, store) for cell in there]
     rest = tuple(cell for cell in order.job.cells if cell not in there)
     if rest:

@@ -214,9 +214,10 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
     with Claims(store.root, frontend.say) as claims:
         with claims.exclusive(f"suite {plan.file.suite.version}-{plan.profile_name}"):
             _write_record(plan, store, frontend.say)
+        store.sweep()
+        store.verify((cell.hash for cell in plan.cells), frontend.say)
         if mode == "strict":
             refuse_missing(plan.missing(store))
-        store.sweep()
         todo = cells_to_run(plan, store, mode)
         if not todo:
             return Session(plan, store, computed=False, outcome=Outcome())

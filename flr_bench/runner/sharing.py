@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.pool import POLL_SECONDS
@@ -19,11 +19,11 @@ class Shared:
         schedule: what is to be done.
         store: where cells go.
         claims: of this runner.
-        anew: whether cells are computed although they are there.
         emit: told of cells that another runner has computed.
+        anew: hashes of cells that are computed although they are there.
     """
 
-    def __init__(self, schedule: Schedule, store: Store, claims: Claims, emit: Emit, *, anew: bool) -> None:
+    def __init__(self, schedule: Schedule, store: Store, claims: Claims, emit: Emit, anew: Collection[str]) -> None:
         """Nothing is claimed yet."""
         self._schedule, self._store, self._claims = schedule, store, claims
         self._emit, self._anew = emit, anew
@@ -57,7 +57,7 @@ class Shared:
         if not self._claims.take(cell.hash for cell in job.cells):
             return None
         # What another has finished is there before its claim goes.
-        ended = [cell for cell in job.cells if not self._anew and cell.hash in self._store]
+        ended = [cell for cell in job.cells if cell.hash not in self._anew and cell.hash in self._store]
         self._claims.release(cell.hash for cell in ended)
         for cell in ended:
             self.elsewhere.append(cell.hash)

@@ -361,6 +361,7 @@ def _round(
         fits = {row.label: _fit_of(row, data) for row in plan.rows}
         cells = tuple(closure(fits.values()))
         trials = TrialPlan(plan.file, plan.profile_name, plan.seeds, (), cells, plan.manifests)
+        store.verify((cell.hash for cell in cells), frontend.say)
         todo = trials.missing(store)
         if todo:
             settings = run_settings(plan.profile, folders.cache, workers, frontend)

@@ -307,7 +307,7 @@ class _Loaded:
         if fit.hash not in self._models:
             method: type[Recommender] = RECOMMENDERS.get(fit.method)
             inputs = _inputs(fit, self._store)
-            self._models[fit.hash] = method.load(self._store.model(fit.hash), inputs, device=fit.machine.device)
+            self._models[fit.hash] = method.load(self._store.sound_model(fit.hash), inputs, device=fit.machine.device)
         return self._models[fit.hash]
 
 
@@ -553,7 +553,7 @@ def _as_json(report: FitReport) -> dict[str, Any]:
 
 
 def _inputs(cell: Cell, store: Store) -> dict[str, Path]:
-    return {role: store.model(required.hash) for role, required in cell.requires.items()}
+    return {role: store.sound_model(required.hash) for role, required in cell.requires.items()}
 
 
 def machine_of(cell: Cell) -> Machine:

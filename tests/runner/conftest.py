@@ -51,26 +51,26 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     import flr_bench_fakes  # noqa: F401 - registers
 
 
+def small_cell(seed: int = 0) -> FitCell:
+    """A fit cell that is never computed."""
+    return FitCell(
+        label=f"fit made up · seed {seed}",
+        data=DataRef(key="d", name="d", filters={}, split={}, checksum="c"),
+        examples=ExampleSettings(10, None, None, "allowed"),
+        method="made_up",
+        revision=1,
+        params={},
+        stage="fit",
+        seed=seed,
+        machine=Machine("cpu", 1),
+        budget=Budget(epochs=1),
+    )
+
+
 @pytest.fixture
 def make_cell() -> Callable[..., FitCell]:
     """Makes small fit cells, one for each seed."""
-
-    def make(seed: int = 0) -> FitCell:
-        data = DataRef(key="d", name="d", filters={}, split={}, checksum="c")
-        return FitCell(
-            label=f"fit made up · seed {seed}",
-            data=data,
-            examples=ExampleSettings(10, None, None, "allowed"),
-            method="made_up",
-            revision=1,
-            params={},
-            stage="fit",
-            seed=seed,
-            machine=Machine("cpu", 1),
-            budget=Budget(epochs=1),
-        )
-
-    return make
+    return small_cell
 
 
 @pytest.fixture
