@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import logging
@@ -274,7 +275,8 @@ class Workshop:
         from flr_bench.data.prepared import FilterParams, SplitParams, prepare
 
         if ref.checksum not in self._data:
-            data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), SplitParams(**ref.split))
+            with _once_per_machine(self.settings.cache, ref.checksum):
+                data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), SplitParams(**ref.split))
             if data.checksum != ref.checksum:
                 raise FlrBenchError(f"the data of {ref.name} changed while the suite was running; start it again")
             self._data[ref.checksum] = data
@@ -294,6 +296,21 @@ class Workshop:
             valid_examples=examples.valid_examples,
             seed=seed,
         )
+
+
+@contextlib.contextmanager
+def _once_per_machine(cache: Path, name: str) -> Iterator[None]:
+    """One process prepares data at a time, and those that waited find them prepared.
+
+    The lock goes with the process, however it ends.  Where there are no locks, time is lost, nothing else:
+    prepared data are put in place whole.
+    """
+    folder = cache / "data" / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as handle:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 class _Loaded:

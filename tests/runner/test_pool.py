@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flr_bench.runner.limits import Limits
 from flr_bench.runner.pool import Pool
 from flr_bench.runner.work import Event, Job, WorkSettings
 
@@ -74,3 +76,45 @@ def test_workers_never_receive_ctrl_c(pool: Pool) -> None:
             assert int(blocked.split()[1], 16) & 1 << (signal.SIGINT - 1)
         drain(pool)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+class SlowWorkshop(FakeWorkshop):
+    """Sleeps in a cell called ``hang``; otherwise says which GPU and threads it was given."""
+
+    def run(self, job: Job, emit: Any) -> None:
+        for cell in job.cells:
+            emit(Event("started", cell.hash, cell.label, {}))
+            if cell.hash == "hang":
+                time.sleep(600)
+            given = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+            emit(Event("done", cell.hash, cell.label, given))
+
+
+def test_a_cell_beyond_its_time_fails_and_another_worker_goes_on(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flr_bench.runner.pool.Workshop", SlowWorkshop)
+    limited = Pool(pool._settings, 1, 1, Limits(seconds=0.5))
+    events: list[Event] = []
+    with limited:
+        limited.start(job("a", "hang", "b"))
+        while not limited.wait(events.append):
+            pass
+    ended = [event for event in events if event.kind != "started"]
+    assert [(event.kind, event.cell) for event in ended] == [("done", "a"), ("failed", "hang"), ("done", "b")]
+    assert ended[1].values["details"]["reason"] == "time"
+
+
+def test_workers_take_gpus_in_turn_and_keep_the_cells_threads(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flr_bench.runner.pool.Workshop", SlowWorkshop)
+    several = Pool(pool._settings, 3, 2, gpus=("4", "7"))
+    events: list[Event] = []
+    with several:
+        jobs = [job("a"), job("b"), job("c")]
+        for each in jobs:
+            several.start(each)
+        assert several.free == 0
+        while jobs:
+            for ended in several.wait(events.append):
+                jobs.remove(ended)
+    given = [event.values for event in sorted(events, key=lambda event: event.cell) if event.kind == "done"]
+    assert [values["CUDA_VISIBLE_DEVICES"] for values in given] == ["4", "7", "4"]
+    assert {values["OMP_NUM_THREADS"] for values in given} == {"2"}
