@@ -92,10 +92,9 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End every worker: idle ones at once, running ones by force."""
+        """End every worker; what a running one was at leaves nothing in the store."""
         for worker in self._workers:
-            if worker.job is not None:
-                worker.process.terminate()
+            worker.process.terminate()
             with contextlib.suppress(OSError):
                 worker.pipe.close()
         for worker in self._workers:

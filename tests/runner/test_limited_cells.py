@@ -29,11 +29,13 @@ class Recorder(Display):
         self.events.append(event)
 
 
-def go(suite: Path, root: Path, workers: int = 1, **execution: Any) -> tuple[Session, list[str]]:
+def go(
+    suite: Path, root: Path, only: str = "reward b", workers: int = 1, **execution: Any
+) -> tuple[Session, list[str]]:
     said: list[str] = []
     folders = Folders(root / "runs", root / "cache", root / "mlruns", root / "results")
     frontend = Frontend(lambda _: Recorder(), lambda: (), said.append, Execution(**execution))
-    return run(Request(str(suite), "cpu", only="fake_counts,reward b"), folders, "missing", workers, frontend), said
+    return run(Request(str(suite), "cpu", only=only), folders, "missing", workers, frontend), said
 
 
 def failing(write_suite: WriteSuite, how: str, *more: tuple[str, str]) -> Path:
@@ -44,38 +46,38 @@ def test_a_cell_that_hangs_is_ended_and_held_back_until_it_may_take_longer(
     write_suite: WriteSuite, tmp_path: Path
 ) -> None:
     suite = failing(write_suite, "hang")
-    session, said = go(suite, tmp_path, cell_time="3s")
+    session, said = go(suite, tmp_path, cell_time="1s")
     (failure,) = session.outcome.failed
-    assert (failure["reason"], failure["limit"]) == ("time", 3.0)
-    assert failure["seen"] > 3
-    assert failure["error"].startswith("ended at its time limit: it ran for 3")
+    assert (failure["reason"], failure["limit"]) == ("time", 1.0)
+    assert failure["seen"] > 1
+    assert failure["error"].startswith("ended at its time limit: it ran for")
     assert json.loads((tmp_path / "runs" / "failures" / f"{failure['hash']}.json").read_text()) == failure
     assert [cell.kind for cell in session.outcome.blocked] == ["rank"]
-    assert len(session.outcome.done) == 2, "the other method's cells were computed"
     assert said == []
-    again, said = go(suite, tmp_path, cell_time="3s")
+    again, said = go(suite, tmp_path, cell_time="1s")
     assert [cell.hash for cell in again.outcome.held] == [failure["hash"]]
     assert not again.outcome.failed
     assert not again.outcome.complete
     assert said == [
         "1 cells ended at a limit before and are not tried again: raise --cell-memory or --cell-time, or give --retry"
     ]
-    longer, said = go(suite, tmp_path, cell_time="4s")
-    assert [failure["limit"] for failure in longer.outcome.failed] == [4.0]
+    longer, said = go(suite, tmp_path, cell_time="1.5s")
+    assert [failure["limit"] for failure in longer.outcome.failed] == [1.5]
     assert said == []
-    retried, _ = go(suite, tmp_path, cell_time="4s", retry=True)
-    assert [failure["limit"] for failure in retried.outcome.failed] == [4.0]
+    retried, _ = go(suite, tmp_path, cell_time="1.5s", retry=True)
+    assert [failure["limit"] for failure in retried.outcome.failed] == [1.5]
 
 
+@pytest.mark.slow
 def test_a_cell_that_eats_memory_is_ended_and_the_others_go_on(write_suite: WriteSuite, tmp_path: Path) -> None:
     limit = ("workers: 1", "workers: 1\n    cell_memory: 900MiB")
-    session, _ = go(failing(write_suite, "eat", limit), tmp_path, workers=2)
+    session, _ = go(failing(write_suite, "eat", limit), tmp_path, "fake_counts,reward b", 2)
     (failure,) = session.outcome.failed
     assert (failure["reason"], failure["limit"]) == ("memory", 900 << 20)
     assert 900 << 20 < failure["seen"] < 2 << 30
     assert len(session.outcome.done) == 2
     assert not list((tmp_path / "runs" / "tmp").iterdir())
-    assert go(failing(write_suite, "eat", limit), tmp_path, workers=2)[0].outcome.held
+    assert go(failing(write_suite, "eat", limit), tmp_path, "fake_counts,reward b", 2)[0].outcome.held
 
 
 def test_limits_change_neither_hashes_nor_records(write_suite: WriteSuite, tmp_path: Path) -> None:

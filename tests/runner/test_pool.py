@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flr_bench.runner.limits import Limits
+from flr_bench.runner.limits import Limits, resident_bytes
 from flr_bench.runner.pool import Pool
 from flr_bench.runner.work import Event, Job, WorkSettings
 
@@ -86,6 +86,10 @@ class SlowWorkshop(FakeWorkshop):
             emit(Event("started", cell.hash, cell.label, {}))
             if cell.hash == "hang":
                 time.sleep(600)
+            if cell.hash == "eat":
+                eaten = b"x" * (400 << 20)
+                time.sleep(600)
+                del eaten
             given = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
             emit(Event("done", cell.hash, cell.label, given))
 
@@ -101,6 +105,19 @@ def test_a_cell_beyond_its_time_fails_and_another_worker_goes_on(pool: Pool, mon
     ended = [event for event in events if event.kind != "started"]
     assert [(event.kind, event.cell) for event in ended] == [("done", "a"), ("failed", "hang"), ("done", "b")]
     assert ended[1].values["details"]["reason"] == "time"
+
+
+def test_a_cell_beyond_its_memory_fails_and_another_worker_goes_on(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flr_bench.runner.pool.Workshop", SlowWorkshop)
+    limit = resident_bytes([os.getpid()]) + (200 << 20)  # a forked worker begins with what this process has
+    events: list[Event] = []
+    with Pool(pool._settings, 1, 1, Limits(memory=limit)) as limited:
+        limited.start(job("eat", "b"))
+        while not limited.wait(events.append):
+            pass
+    failed, done = [event for event in events if event.kind != "started"]
+    assert (failed.cell, done.cell) == ("eat", "b")
+    assert failed.values["details"]["seen"] > limit
 
 
 def test_workers_take_gpus_in_turn_and_keep_the_cells_threads(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
