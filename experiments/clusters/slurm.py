@@ -8,9 +8,10 @@ Run it where ``sbatch`` works and where the compute nodes can reach this machine
 the scheduler lives in this process.  What follows ``--`` goes to ``flr-bench run``.  Every job of Slurm is one worker
 that computes one cell at a time, with as many cores as a cell has threads.
 
-Data: the folder of --runs should be on a file system that the nodes see; they write there then.  Where they do not, cells
-are sent back.  Set FLR_BENCH_WORKER_DIR to a node's local disk for prepared data.  The environment of the job must be the
-same as here: the same checkout and packages (a worker whose commit, version or torch differs is refused by name).
+Data: the folder of --runs should be on a file system that the nodes see; they write there then.  Where they do
+not, cells are sent back.  Set FLR_BENCH_WORKER_DIR to a node's local disk for prepared data.  The environment of the
+job must be the same as here: the same checkout and packages (a worker whose commit, version or torch differs is
+refused by name).
 
 An interrupted suite, or one whose jobs hit their time limit, goes on when it is started again.
 """

@@ -22,12 +22,10 @@ PLUGIN = ROOT / "tests" / "plugin"
 
 def test_sigterm_is_an_interrupt_with_a_code_of_its_own() -> None:
     with interruptible() as arrived, pytest.raises(Terminated):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        signal.raise_signal(signal.SIGTERM)
     assert arrived.exit_code == 143
     with interruptible() as arrived, pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
+        signal.raise_signal(signal.SIGINT)
     assert arrived.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -41,9 +39,9 @@ def test_a_second_signal_ends_at_once() -> None:
         "print(child.pid, flush=True)\n"
         "with interruptible():\n"
         "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
         "    except KeyboardInterrupt:\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
         "        print('went on')\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
