@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flr_bench import __version__
+from flr_bench.commands.cluster import cluster_app
 from flr_bench.commands.data import data_app
 from flr_bench.commands.options import (
     CACHE,
@@ -21,15 +22,21 @@ from flr_bench.commands.options import (
     RUNS,
     AsJson,
     Cache,
+    CellMemory,
+    CellTime,
+    Dask,
     DataNames,
     Devices,
+    Memory,
     MethodName,
     Mlruns,
     ModeOption,
     Only,
+    PerGpu,
     ProfileName,
     Quiet,
     Results,
+    Retry,
     Runs,
     Seeds,
     SuiteName,
@@ -63,6 +70,7 @@ backbone_app = typer.Typer(
 track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(store_app, name="store")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
@@ -113,10 +121,16 @@ def run(
     quiet: Quiet = False,
     as_json: AsJson = False,
     track: Track = True,
+    memory: Memory = None,
+    cell_memory: CellMemory = None,
+    cell_time: CellTime = None,
+    per_gpu: PerGpu = 1,
+    dask: Dask = None,
+    retry: Retry = False,
 ) -> None:
     """Run what is missing of a suite, then write its tables."""
     from flr_bench.runner.progress import make_display
-    from flr_bench.runner.session import Folders, Frontend, Request
+    from flr_bench.runner.session import Execution, Folders, Frontend, Request
     from flr_bench.runner.session import run as run_session
 
     folders = Folders(runs, cache, mlruns, results)
@@ -125,6 +139,7 @@ def run(
         display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
         observers=lambda: _start_tracking(trackers, mlruns) if track else (),
         say=_say,
+        execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
     )
     try:
         session = run_session(Request(suite, profile, seeds, only, devices, data), folders, mode, workers, frontend)
@@ -154,9 +169,37 @@ def ablate(
     quiet: Quiet = False,
     as_json: AsJson = False,
     track: Track = True,
+    memory: Memory = None,
+    cell_memory: CellMemory = None,
+    cell_time: CellTime = None,
+    per_gpu: PerGpu = 1,
+    dask: Dask = None,
+    retry: Retry = False,
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
-    run(suite, profile, seeds, only, workers, devices, data, mode, runs, cache, mlruns, results, quiet, as_json, track)
+    run(
+        suite,
+        profile,
+        seeds,
+        only,
+        workers,
+        devices,
+        data,
+        mode,
+        runs,
+        cache,
+        mlruns,
+        results,
+        quiet,
+        as_json,
+        track,
+        memory,
+        cell_memory,
+        cell_time,
+        per_gpu,
+        dask,
+        retry,
+    )
 
 
 @inspect_app.command("search")
@@ -181,6 +224,12 @@ def inspect_search(
     quiet: Quiet = False,
     as_json: AsJson = False,
     track: Track = True,
+    memory: Memory = None,
+    cell_memory: CellMemory = None,
+    cell_time: CellTime = None,
+    per_gpu: PerGpu = 1,
+    dask: Dask = None,
+    retry: Retry = False,
 ) -> None:
     """Say what beam search misses of the true top k, and what that does to NDCG and HR.
 
@@ -193,7 +242,7 @@ def inspect_search(
     from flr_bench.report import write_search
     from flr_bench.runner.inspection import SearchRequest, run_search
     from flr_bench.runner.progress import make_display
-    from flr_bench.runner.session import Folders, Frontend
+    from flr_bench.runner.session import Execution, Folders, Frontend
 
     folders = Folders(runs, cache, mlruns, results)
     trackers: list[Tracker] = []
@@ -201,6 +250,7 @@ def inspect_search(
         display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
         observers=lambda: _start_tracking(trackers, mlruns) if track else (),
         say=(lambda _: None) if quiet or as_json else _say,
+        execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
     )
     try:
         session = run_search(SearchRequest(suite, profile, seeds, only, beams), folders, workers, frontend)
@@ -275,6 +325,7 @@ def _summary(session: Session, where: Path) -> dict[str, Any]:
         "computed": len(outcome.done),
         "failed": [{key: failure[key] for key in ("hash", "label", "error")} for failure in outcome.failed],
         "blocked": [cell.hash for cell in outcome.blocked],
+        "held": [cell.hash for cell in outcome.held],
         "missing": [cell.hash for cell in session.absent],
         "tables": str(where),
     }
@@ -284,7 +335,8 @@ def _report_failures(session: Session, folders: Folders) -> None:
     outcome = session.outcome
     if outcome.complete:
         return
-    _say(f"{len(outcome.failed)} cells failed, {len(outcome.blocked)} could not start because of that:")
+    held = f", {len(outcome.held)} that ended at a limit before were not tried" if outcome.held else ""
+    _say(f"{len(outcome.failed)} cells failed{held}, {len(outcome.blocked)} could not start because of that:")
     for failure in outcome.failed:
         record = folders.runs / "failures" / f"{failure['hash']}.json"
         _say(f"  {failure['label']}: {failure['error']} (traceback in {record})")
@@ -452,6 +504,18 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Entry point: an error the user can mend is one line on standard error and an exit code."""
+    from flr_bench.interrupts import interruptible
+
+    with interruptible() as arrived:
+        try:
+            _call()
+        except SystemExit:
+            if arrived.exit_code is not None:
+                sys.exit(arrived.exit_code)
+            raise
+
+
+def _call() -> None:
     try:
         app()
     except FlrBenchError as error:

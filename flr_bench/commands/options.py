@@ -51,6 +51,15 @@ def complete_download(incomplete: str) -> list[str]:
     return [name for name in all_downloads() if name.startswith(incomplete)]
 
 
+def parse_workers(text: str | int) -> int:
+    """A number of workers, or ``auto``, which is 0 (:data:`flr_bench.runner.session.AUTO`)."""
+    if text == "auto":
+        return 0
+    if not str(text).isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"expected a number from 1 on, or auto, found {text}")
+    return int(text)
+
+
 Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
 Cache = Annotated[Path, typer.Option("--cache", envvar="FLR_BENCH_CACHE", help="Prepared data and backbones.")]
 Mlruns = Annotated[Path, typer.Option("--mlruns", envvar="FLR_BENCH_MLRUNS", help="MLflow's database and artifacts.")]
@@ -77,7 +86,34 @@ SourceName = Annotated[
 ProfileName = Annotated[str, typer.Option("--profile", help="How large: a profile of the suite, e.g. cpu, gpu, paper.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="A number of seeds, or the seeds themselves: 0,1,2.")]
 Only = Annotated[str | None, typer.Option("--only", help="Methods or labels to run, separated by commas.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cells side by side; 1 runs in this process.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        parser=parse_workers,
+        metavar="N|auto",
+        help="Cells side by side; 1 runs in this process, auto takes the machine's cores.",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="What cells side by side may need together, e.g. 8GiB or 75%; by default 80% of what is available.",
+    ),
+]
+CellMemory = Annotated[
+    str | None, typer.Option("--cell-memory", help="Memory at which a cell is ended and has failed, e.g. 4GiB.")
+]
+CellTime = Annotated[
+    str | None, typer.Option("--cell-time", help="Time after which a cell is ended and has failed, e.g. 2h.")
+]
+PerGpu = Annotated[int, typer.Option("--per-gpu", min=1, help="Cells that share a GPU, where --workers are several.")]
+Dask = Annotated[
+    str | None,
+    typer.Option("--dask", help="Address of a Dask scheduler whose workers compute, e.g. tcp://127.0.0.1:8786."),
+]
+Retry = Annotated[bool, typer.Option("--retry", help="Try cells again that ended at a limit.")]
 Devices = Annotated[
     int | None, typer.Option("--devices", min=1, help="Devices (on cpu: processes) that compute one cell together.")
 ]

@@ -14,12 +14,18 @@ from flr_bench.commands.options import (
     RESULTS,
     RUNS,
     Cache,
+    CellMemory,
+    CellTime,
+    Dask,
     DataNames,
+    Memory,
     Mlruns,
     Only,
+    PerGpu,
     ProfileName,
     Quiet,
     Results,
+    Retry,
     Runs,
     SuiteName,
     Workers,
@@ -66,6 +72,12 @@ def tune(
     mlruns: Mlruns = MLRUNS,
     results: Results = RESULTS,
     quiet: Quiet = False,
+    memory: Memory = None,
+    cell_memory: CellMemory = None,
+    cell_time: CellTime = None,
+    per_gpu: PerGpu = 1,
+    dask: Dask = None,
+    retry: Retry = False,
 ) -> None:
     """Tune every method of a suite on valid with the same number of trials, or the same training time.
 
@@ -74,7 +86,7 @@ def tune(
     """
     from flr_bench.report.tuning import write_tuning
     from flr_bench.runner.progress import make_display
-    from flr_bench.runner.session import Folders, Frontend
+    from flr_bench.runner.session import Execution, Folders, Frontend
     from flr_bench.runner.suite import find_suite, load_suite
     from flr_bench.runner.tuning import TuneRequest, write_tuned
     from flr_bench.runner.tuning import tune as run_tuning
@@ -84,7 +96,12 @@ def tune(
     seconds = None if budget is None else parse_budget(budget)
     count = None if seconds is not None else (trials or 20)
     request = TuneRequest(suite, profile, only, data, count, seconds, seed, stage)
-    frontend = Frontend(lambda total: make_display(total, quiet=quiet, as_json=False), lambda: ())
+    frontend = Frontend(
+        lambda total: make_display(total, quiet=quiet, as_json=False),
+        lambda: (),
+        say=lambda text: typer.echo(text, err=True),
+        execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
+    )
     try:
         studies = run_tuning(request, Folders(runs, cache, mlruns, results), workers, frontend)
     except KeyboardInterrupt:

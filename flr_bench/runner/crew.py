@@ -16,16 +16,17 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell, Machine
-from flr_bench.runner.pool import end_with_parent, environment, without_interrupts
-from flr_bench.runner.store import Store
+from flr_bench.runner.limits import NO_LIMITS, Limits, Watch
+from flr_bench.runner.pool import WATCH_SECONDS, discard_unfinished, end_with_parent, environment, without_interrupts
 from flr_bench.runner.work import Event, Job, WorkSettings, Workshop, describe_error
 
 GRACE_SECONDS = 2.0
@@ -57,11 +58,12 @@ class Crew:
 
     Args:
         settings: what the members need to know.
+        limits: what a cell may use, all members together, before it is ended.
     """
 
-    def __init__(self, settings: WorkSettings) -> None:
+    def __init__(self, settings: WorkSettings, limits: Limits = NO_LIMITS) -> None:
         """Start nothing yet: a crew starts with its first job."""
-        self._settings = settings
+        self._settings, self._limits = settings, limits
         self._members: list[_Member] = []
         self._machine: Machine | None = None
         self._meeting: tempfile.TemporaryDirectory[str] | None = None
@@ -90,27 +92,42 @@ class Crew:
         """Compute until the job is done or something fails; the cells that ended, one way or the other."""
         ended: set[str] = set()
         busy = {member.pipe: member for member in self._members}
+        watch = Watch(self._limits)
         for member in self._members:
             member.cell = job.cells[0].hash
             with contextlib.suppress(BrokenPipeError):  # it died just now: reading from it will tell
                 member.pipe.send(job)
+        timeout = WATCH_SECONDS if self._limits else None
         while busy:
-            for pipe in connection.wait(list(busy)):
+            ready = connection.wait(list(busy), timeout)
+            excess = None if ready else watch.excess(member.process.pid or 0 for member in self._members)
+            if excess is not None:
+                return ended | {self._give_up(self._failed(self._members[0], job.cells, excess.values), emit)}
+            for pipe in ready:
                 member = busy[pipe]  # type: ignore[index]
                 message = _receive(member)
                 if message is None:
                     del busy[member.pipe]
                 elif isinstance(message, _Died) or message.kind == "failed":
-                    failure = self._failure(member, message, job.cells)
-                    self._end()
-                    Store(self._settings.store_root, self._settings.runner).sweep()  # what the crew was writing
-                    emit(failure)
-                    return ended | {failure.cell}
+                    return ended | {self._give_up(self._failure(member, message, job.cells), emit)}
                 elif member.rank == 0:
                     if message.kind == "done":
                         ended.add(message.cell)
+                    elif message.kind == "started":
+                        watch.restart()
                     emit(message)
         return ended
+
+    def _give_up(self, failure: Event, emit: Callable[[Event], None]) -> str:
+        """End the crew and report the failure; returns the hash of the cell that failed."""
+        self._end()
+        discard_unfinished(self._settings, failure.cell)
+        emit(failure)
+        return failure.cell
+
+    def _failed(self, member: _Member, cells: tuple[Cell, ...], values: Mapping[str, Any]) -> Event:
+        cell = next(cell for cell in cells if cell.hash == member.cell)
+        return Event("failed", cell.hash, cell.label, values)
 
     def _failure(self, member: _Member, message: _Died | Event, cells: tuple[Cell, ...]) -> Event:
         """What to report: a death before the errors that it causes in the others."""
@@ -125,8 +142,7 @@ class Crew:
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         hint = "; the system may have run out of memory" if code == -signal.SIGKILL else ""
         error = f"process {member.rank + 1} of {len(self._members)} {how}{hint}"
-        cell = next(cell for cell in cells if cell.hash == member.cell)
-        return Event("failed", cell.hash, cell.label, {"error": error, "traceback": error, "unwritten": True})
+        return self._failed(member, cells, {"error": error, "traceback": error, "unwritten": True})
 
     def _start(self, machine: Machine) -> None:
         """Have a crew for ``machine``."""
@@ -143,8 +159,8 @@ class Crew:
             process = context.Process(target=_serve, args=(theirs, self._settings, place), daemon=True)
             with environment(threads), without_interrupts():
                 process.start()
-            theirs.close()
-            self._members.append(_Member(rank, process, ours))
+                theirs.close()
+                self._members.append(_Member(rank, process, ours))
 
     def _end(self) -> None:
         for member in self._members:
@@ -176,7 +192,6 @@ def _receive(member: _Member) -> Event | _Died | None:
 
 def _serve(pipe: connection.Connection, settings: WorkSettings, place: _Place) -> None:
     """Body of a member: jobs in, events out, until the parent ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     end_with_parent()
     # What libraries print would tear the parent's display.
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives as long as the process

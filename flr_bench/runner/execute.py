@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import flr_bench
 from flr_bench.errors import FlrBenchError
-from flr_bench.runner.cell import Cell, RankCell
+from flr_bench.runner.cell import Cell
 from flr_bench.runner.claims import Claims
-from flr_bench.runner.crew import Crew
-from flr_bench.runner.hardware import processor
+from flr_bench.runner.costs import Admission, Costs, Measured
+from flr_bench.runner.executors import Executor, InProcess
+from flr_bench.runner.limits import NO_LIMITS, SHARE, Limits, available_memory
 from flr_bench.runner.plan import Plan
-from flr_bench.runner.pool import POLL_SECONDS, Pool
-from flr_bench.runner.store import Store
-from flr_bench.runner.work import Emit, Event, Job, WorkSettings, Workshop
+from flr_bench.runner.pool import Pool
+from flr_bench.runner.provenance import environment
+from flr_bench.runner.schedule import Schedule
+from flr_bench.runner.sharing import Shared
+from flr_bench.runner.store import Store, read_json
+from flr_bench.runner.work import Emit, Event, WorkSettings
+
+__all__ = ["Mode", "Observer", "Outcome", "RunSettings", "cells_to_run", "environment", "run_plan"]
 
 Mode = Literal["missing", "always", "only-cached", "strict"]
-PACKAGES = ("torch", "transformers", "recbole", "numpy", "pandas", "pyarrow", "peft", "safetensors", "pydantic")
 
 
 class Observer(Protocol):
@@ -50,18 +50,20 @@ class Outcome:
         done: hashes of the cells computed.
         failed: records of the cells that failed.
         blocked: cells not tried because one they need failed.
+        held: cells not tried because an earlier run ended them at a limit that is the same today.
         elsewhere: hashes of cells that another runner computed meanwhile.
     """
 
     done: list[str] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     blocked: list[Cell] = field(default_factory=list)
+    held: list[Cell] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Nothing failed and nothing was left out."""
-        return not self.failed and not self.blocked
+        return not self.failed and not self.blocked and not self.held
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +76,24 @@ class RunSettings:
         mode: ``missing`` computes what the store lacks, ``always`` everything anew, ``only-cached``
             and ``strict`` nothing.
         observers: told of every finished cell.
+        limits: what one cell may use before it is ended.
+        memory: bytes that cells side by side may need together; ``None`` for most of what is available.
+        gpus: the GPUs of this machine, one for each worker in turn.
+        dask: address of a Dask scheduler whose workers compute in place of this machine.
+        retry: whether cells are tried again that ended at a limit before.
+        say: receives lines that the user should know of.
     """
 
     cache: Path
     workers: int = 1
     mode: Mode = "missing"
     observers: Sequence[Observer] = ()
+    limits: Limits = NO_LIMITS
+    memory: int | None = None
+    gpus: tuple[str, ...] = ()
+    dask: str | None = None
+    retry: bool = False
+    say: Callable[[str], None] = lambda _: None
 
 
 def cells_to_run(plan: Plan, store: Store, mode: Mode) -> tuple[Cell, ...]:
@@ -102,27 +116,25 @@ def run_plan(plan: Plan, claims: Claims, settings: RunSettings, emit: Emit) -> O
 
     Raises:
         KeyboardInterrupt: interrupted; running cells are dropped, finished ones kept.
-        FlrBenchError: the store cannot be written any more (a full disk).
+        FlrBenchError: the store cannot be written any more (a full disk), or the cluster is gone.
     """
     store = Store(claims.store_root, claims.runner)
-    outcome = Outcome()
     todo = cells_to_run(plan, store, settings.mode)
-    anew = store.present().intersection(cell.hash for cell in todo)
-    shared = _Shared(store, claims, anew, outcome, emit)
-    schedule = _Schedule(todo, shared)
+    # Those computed although they are there: all in mode "always", else those whose models are lost.
+    anew = frozenset(store.present().intersection(cell.hash for cell in todo))
+    costs = Costs(_measured(store))
+    schedule = Schedule(todo, costs.seconds)
+    shared = Shared(schedule, store, claims, emit, anew)
+    outcome = Outcome(elsewhere=shared.elsewhere)
     record = plan.record()
     for observer in settings.observers:
         observer.start_suite(record)
-    handle = _EventHandler(store, settings.observers, schedule, outcome, emit)
-    work = WorkSettings(store.root, settings.cache, environment(), runner=claims.runner)
+    handle = _EventHandler(store, settings.observers, schedule, outcome, emit, costs)
     status = "KILLED"
     try:
-        if settings.workers == 1:
-            with Crew(work) as crew:
-                _run_here(schedule, Workshop(work), crew, handle)
-        else:
-            with Pool(work, settings.workers, plan.profile.threads) as pool:
-                _run_pool(schedule, pool, handle)
+        _hold_back(todo, store, settings, schedule, outcome)
+        with _executor(plan, claims, settings, anew) as executor:
+            _run(schedule, shared, executor, _admission(costs, settings), handle)
         status = "FINISHED" if outcome.complete else "FAILED"
     finally:
         if status == "KILLED":
@@ -132,159 +144,78 @@ def run_plan(plan: Plan, claims: Claims, settings: RunSettings, emit: Emit) -> O
     return outcome
 
 
-def _run_here(schedule: _Schedule, workshop: Workshop, crew: Crew, handle: _EventHandler) -> None:
-    while True:
-        if (job := schedule.next()) is not None:
-            (workshop if job.machine.devices == 1 else crew).run(job, handle)
-            schedule.finish(job)
-            handle.report_blocked()
-        elif not schedule.wait():
-            return
-
-
-def _run_pool(schedule: _Schedule, pool: Pool, handle: _EventHandler) -> None:
+def _run(schedule: Schedule, shared: Shared, executor: Executor, admission: Admission, handle: _EventHandler) -> None:
+    """The one loop: jobs start as long as there is room, and what ends makes others ready."""
     running = 0
     while True:
-        while pool.free and (job := schedule.next()) is not None:
-            pool.start(job)
-            running += 1
         handle.report_blocked()
-        if not running and not schedule.wait():
+        while executor.free and (job := shared.next(admission.admits, admission.key)) is not None:
+            executor.start(job)
+            admission.started(job)
+            running += 1
+        if not running and not schedule.waits:
             return
-        for job in pool.wait(handle) if running else ():
+        if not running and executor.free:
+            shared.wait()
+            continue
+        for job in executor.wait(handle):
+            admission.ended(job)
             schedule.finish(job)
+            shared.release(job)
             running -= 1
 
 
-class _Shared:
-    """What other runners do on the same store.
+def _executor(plan: Plan, claims: Claims, settings: RunSettings, anew: frozenset[str]) -> Executor:
+    threads, limits = plan.profile.threads, settings.limits
+    work = WorkSettings(claims.store_root, settings.cache, environment(), runner=claims.runner)
+    if settings.dask is not None:
+        from flr_bench.runner.dask_executor import DaskExecutor
 
-    ``anew`` are the cells to compute although they are there: all in mode ``always``, those whose models were removed.
-    """
-
-    def __init__(self, store: Store, claims: Claims, anew: set[str], outcome: Outcome, emit: Emit) -> None:
-        self._store, self._claims, self._anew = store, claims, anew
-        self._outcome, self._emit = outcome, emit
-        self._said: set[str] = set()
-
-    def take(self, job: Job) -> Job | None:
-        """What is left to do of the job, claimed; ``None`` while another runner is at it."""
-        if not self._claims.take(cell.hash for cell in job.cells):
-            return None
-        # What another has finished is there before its claim goes.
-        ended = [cell for cell in job.cells if cell.hash not in self._anew and cell.hash in self._store]
-        self._claims.release(cell.hash for cell in ended)
-        for cell in ended:
-            self._outcome.elsewhere.append(cell.hash)
-            self._emit(Event("skipped", cell.hash, cell.label, {"error": "another run has computed it"}))
-        return Job(tuple(cell for cell in job.cells if cell not in ended))
-
-    def release(self, job: Job) -> None:
-        self._claims.release(cell.hash for cell in job.cells)
-
-    def wait(self, job: Job) -> None:
-        """Say once whom the run waits for, and wait a little."""
-        holders = {who for cell in job.cells if (who := self._claims.holder(cell.hash)) is not None}
-        for who in sorted(holders - self._said):
-            self._claims.say(f"waiting for cells that another run computes ({who})")
-        self._said |= holders
-        time.sleep(POLL_SECONDS)
+        return DaskExecutor(settings.dask, work, limits, settings.say, anew)
+    if settings.workers == 1:
+        return InProcess(work, threads, limits, settings.gpus)
+    return Pool(work, settings.workers, threads, limits, settings.gpus)
 
 
-class _Schedule:
-    """Jobs in the order of how much waits for them, each after the cells it needs."""
-
-    def __init__(self, cells: Sequence[Cell], shared: _Shared) -> None:
-        self._by_hash = {cell.hash: cell for cell in cells}
-        self._shared = shared
-        self._open = set(self._by_hash)
-        self.failed: set[str] = set()
-        self._waiting = sorted(_jobs(cells), key=self._weight, reverse=True)
-
-    def _weight(self, job: Job) -> int:
-        """How many cells wait for this job, directly or not."""
-        own = {cell.hash for cell in job.cells}
-        waiting = set(own)
-        for cell in self._by_hash.values():  # topologically ordered
-            if any(needed.hash in waiting for needed in cell.needs):
-                waiting.add(cell.hash)
-        return len(waiting - own)
-
-    def next(self) -> Job | None:
-        """A job whose needs are met and that no other runner is at, or ``None`` if there is none now."""
-        while (found := self._claimed()) is not None:
-            job, left = found
-            self._waiting.remove(job)
-            self._open -= {cell.hash for cell in job.cells} - {cell.hash for cell in left.cells}
-            if left.cells:
-                return left
-        return None
-
-    def _claimed(self) -> tuple[Job, Job] | None:
-        """The first ready job that could be claimed, and what is left of it."""
-        attempts = ((job, self._shared.take(job)) for job in self._ready())
-        return next(((job, left) for job, left in attempts if left is not None), None)
-
-    def wait(self) -> bool:
-        """Wait a little for other runners; ``False`` if there is nothing to wait for."""
-        job = next(self._ready(), None)
-        if job is not None:
-            self._shared.wait(job)
-        return job is not None
-
-    def _ready(self) -> Iterator[Job]:
-        waiting = list(self._waiting)
-        return (job for job in waiting if all(needed.hash not in self._open for needed in self._outside(job)))
-
-    def finish(self, job: Job) -> None:
-        """Take note that the job ended, well or not."""
-        self._open -= {cell.hash for cell in job.cells}
-        self._shared.release(job)
-
-    def cell(self, cell_hash: str) -> Cell:
-        """The cell of that hash."""
-        return self._by_hash[cell_hash]
-
-    def take_blocked(self) -> list[tuple[Cell, Cell]]:
-        """Remove cells whose needs failed; each with the cell that failed."""
-        blocked: list[tuple[Cell, Cell]] = []
-        for job in list(self._waiting):
-            hit = [(cell, need) for cell in job.cells for need in cell.needs if need.hash in self.failed]
-            causes = {cell.hash: need for cell, need in reversed(hit)}
-            if not causes:
-                continue
-            self._waiting.remove(job)
-            stopped = [cell for cell in job.cells if cell.hash in causes]
-            rest = tuple(cell for cell in job.cells if cell.hash not in causes)
-            if rest:
-                self._waiting.append(Job(rest))
-            self.failed |= set(causes)
-            self._open -= set(causes)
-            blocked += [(cell, causes[cell.hash]) for cell in stopped]
-        return blocked + self.take_blocked() if blocked else []
-
-    def _outside(self, job: Job) -> Iterable[Cell]:
-        own = {cell.hash for cell in job.cells}
-        return (needed for needed in job.needs if needed.hash not in own)
+def _admission(costs: Costs, settings: RunSettings) -> Admission:
+    return Admission(costs, int(available_memory() * SHARE) if settings.memory is None else settings.memory)
 
 
-def _jobs(cells: Sequence[Cell]) -> list[Job]:
-    """One job per cell, but the rankings by one model together: it is loaded once and shares searches."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        key = f"rank by {cell.fit.hash}" if isinstance(cell, RankCell) else cell.hash
-        groups.setdefault(key, []).append(cell)
-    return [Job(tuple(group)) for group in groups.values()]
+def _hold_back(todo: Sequence[Cell], store: Store, settings: RunSettings, schedule: Schedule, outcome: Outcome) -> None:
+    """Leave out the cells that would only meet the same limit again, and say so."""
+    if settings.retry or not settings.limits:
+        return
+    for cell in todo:
+        path = store.root / "failures" / f"{cell.hash}.json"
+        if path.is_file() and settings.limits.holds_back(read_json(path)):
+            schedule.drop(cell)
+            outcome.held.append(cell)
+    if outcome.held:
+        settings.say(
+            f"{len(outcome.held)} cells ended at a limit before and are not tried again: raise --cell-memory or "
+            "--cell-time, or give --retry"
+        )
+
+
+def _measured(store: Store) -> list[Measured]:
+    """What finished cells took."""
+    return [(key, seconds, int(peak or 0)) for key, values in store.costs().items() for seconds, peak in values]
 
 
 class _EventHandler:
     """Passes events on: to the display, to the outcome, to the observers."""
 
     def __init__(
-        self, store: Store, observers: Sequence[Observer], schedule: _Schedule, outcome: Outcome, emit: Emit
+        self,
+        store: Store,
+        observers: Sequence[Observer],
+        schedule: Schedule,
+        outcome: Outcome,
+        emit: Emit,
+        costs: Costs,
     ) -> None:
         self._store, self._observers, self._schedule = store, observers, schedule
-        self._outcome, self._emit = outcome, emit
+        self._outcome, self._emit, self._costs = outcome, emit, costs
 
     def __call__(self, event: Event) -> None:
         handlers: dict[str, Callable[[Event], None]] = {"done": self._done, "failed": self._failed}
@@ -299,6 +230,8 @@ class _EventHandler:
 
     def _done(self, event: Event) -> None:
         self._outcome.done.append(event.cell)
+        cell = self._schedule.cell(event.cell)
+        self._costs.learn(cell.cost_key, event.values["seconds"], event.values["peak_bytes"])
         for observer in self._observers:
             observer.cell_done(self._store.folder(event.cell))
 
@@ -309,10 +242,10 @@ class _EventHandler:
                 f"cannot write {event.label} to {self._store.root}: {values['error']}; "
                 "free space and run again, finished cells are kept"
             )
-        self._schedule.failed.add(event.cell)
+        self._schedule.fail(event.cell)
         cell = self._schedule.cell(event.cell)
         if values.get("unwritten"):  # the worker died before it could
-            record = self._store.write_failure(cell, values["error"], values["traceback"])
+            record = self._store.write_failure(cell, values["error"], values["traceback"], values.get("details"))
         else:
             record = {
                 "hash": cell.hash,
@@ -330,42 +263,3 @@ class _EventHandler:
 def _ignore(event: Event) -> None:
     """Started and progress concern the display only."""
     del event
-
-
-def environment() -> dict[str, Any]:
-    """Content of ``environment.json``: commit, versions, platform. Imports none of the packages."""
-    commit, dirty = _commit()
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "flr_bench": flr_bench.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": processor(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> tuple[str | None, bool]:
-    """The git commit of the running code and whether tracked files differ from it; none if installed."""
-    folder = Path(flr_bench.__file__).parent
-    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None, False
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", str(folder))
-    return _git(folder, "rev-parse", "HEAD"), bool(changes)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)  # noqa: S603 - no shell, fixed words
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -295,7 +295,7 @@ def _write_cell(
     store: Store, cell: ExternalCell, data: PreparedData, examples: Examples, ranking: Ranking, shared_titles: int
 ) -> dict[str, Any]:
     from flr_bench.evaluation.metrics import evaluate
-    from flr_bench.runner.execute import environment
+    from flr_bench.runner.provenance import environment
     from flr_bench.runner.work import finite, write_ranking
 
     with store.writing(cell) as folder:

@@ -19,10 +19,10 @@ from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Cell, FitCell, RankCell
 from flr_bench.runner.claims import Claims
-from flr_bench.runner.execute import Outcome, RunSettings, run_plan
+from flr_bench.runner.execute import Outcome, run_plan
 from flr_bench.runner.plan import SEPARATOR, Plan, Row, closure, estimate
 from flr_bench.runner.progress import clock
-from flr_bench.runner.session import Folders, Frontend, Request, Session
+from flr_bench.runner.session import Folders, Frontend, Request, Session, run_settings
 from flr_bench.runner.store import Store, read_json, write_json
 from flr_bench.runner.suite import explain
 
@@ -208,10 +208,10 @@ def run_search(request: SearchRequest, folders: Folders, workers: int | None, fr
         todo = plan.missing(store)
         if not todo:
             return Session(plan, store, computed=False, outcome=Outcome())
-        count = workers or plan.profile.workers
-        for line in announcement(plan, store, count):
+        settings = run_settings(plan.profile, folders.cache, workers, frontend)
+        for line in announcement(plan, store, settings.workers):
             frontend.say(line)
-        settings = RunSettings(folders.cache, count, "missing", frontend.observers())
+        settings = replace(settings, observers=frontend.observers())
         with frontend.display(len(todo)) as display:
             outcome = run_plan(plan, claims, settings, display)
     return Session(plan, store, computed=True, outcome=outcome)

@@ -31,6 +31,8 @@ from flr_bench.runner.suite import (
 from flr_bench.runner.tuned import with_tuned
 
 SEPARATOR = " · "
+_HOW_TO_RUN = {"workers", "cell_memory", "cell_time"}
+"""Fields of a profile that no result depends on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +154,7 @@ class Plan:
         dumped = suite.model_dump(mode="json")
         settings = {
             **{name: dumped[name] for name in ("max_history", "seen_items", "split", "filters", "shared")},
-            **profile.model_dump(mode="json", exclude={"shared", "seeds", "workers"} | _of_no_account(profile)),
+            **profile.model_dump(mode="json", exclude=_HOW_TO_RUN | {"shared", "seeds"} | _of_no_account(profile)),
             "shared": merged(suite.shared, profile.shared),
             **({} if suite.tuned is None else {"tuned": suite.tuned}),
         }

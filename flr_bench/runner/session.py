@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.runner.cell import Cell, canonical_json
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells_to_run, run_plan
+from flr_bench.runner.executors import visible_gpus, worker_count
+from flr_bench.runner.limits import Limits, available_memory, parse_bytes, parse_memory, parse_seconds
 from flr_bench.runner.plan import Plan, Selection, closure, make_plan, refuse_missing
 from flr_bench.runner.progress import Display
 from flr_bench.runner.store import Store, ensure_writable, read_json, write_json
-from flr_bench.runner.suite import find_suite, load_suite, parse_seeds
+from flr_bench.runner.suite import Profile, find_suite, load_suite, parse_seeds
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,38 @@ class Request:
         return make_plan(file, self.profile, cache, selection)
 
 
+@dataclass(frozen=True)
+class Execution:
+    """Where cells run and what they may use, as the command line says it; no result depends on it.
+
+    Attributes:
+        memory: ``--memory``: what cells side by side may need together, such as ``8GiB`` or ``75%``.
+        cell_memory, cell_time: ``--cell-memory`` and ``--cell-time``: limits of one cell; ``None`` for the profile's.
+        per_gpu: ``--per-gpu``: cells that share a GPU.
+        dask: ``--dask``: address of a scheduler.
+        retry: ``--retry``: try cells again that ended at a limit.
+    """
+
+    memory: str | None = None
+    cell_memory: str | None = None
+    cell_time: str | None = None
+    per_gpu: int = 1
+    dask: str | None = None
+    retry: bool = False
+
+    def limits(self, profile: Profile) -> Limits:
+        """The limits of one cell.
+
+        Raises:
+            UsageError: an option is wrong.
+        """
+        memory, seconds = self.cell_memory or profile.cell_memory, self.cell_time or profile.cell_time
+        return Limits(
+            None if memory is None else parse_bytes(memory, "--cell-memory"),
+            None if seconds is None else parse_seconds(seconds, "--cell-time"),
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Frontend:
     """What a run needs from its caller.
@@ -80,11 +114,13 @@ class Frontend:
         observers: makes the observers; called only if there is something to compute, since
             tracking is slow to import.
         say: receives lines that the user should know of.
+        execution: where cells run and what they may use.
     """
 
     display: Callable[[int], Display]
     observers: Callable[[], Sequence[Observer]]
     say: Callable[[str], None] = lambda _: None
+    execution: Execution = Execution()
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +144,49 @@ class Session:
         return self.plan.missing(self.store)
 
 
+AUTO = 0
+"""In place of a number of workers: as many as the machine has cores, or GPUs, for."""
+
+
+def run_settings(profile: Profile, cache: Path, workers: int | None, frontend: Frontend) -> RunSettings:
+    """How to run cells of the profile.
+
+    Args:
+        profile: how many workers and which limits, where the command line says nothing.
+        cache: where prepared data lie.
+        workers: ``--workers``, :data:`AUTO`, or ``None`` for the profile's number.
+        frontend: whom to tell, and the rest of the command line.
+
+    Raises:
+        UsageError: an option is wrong, or the options exclude each other.
+    """
+    how = frontend.execution
+    limits = how.limits(profile)
+    memory = None if how.memory is None else parse_memory(how.memory, "--memory", available_memory())
+    asked = profile.workers if workers is None else workers
+    if profile.devices > 1 and (asked != 1 or how.dask is not None):
+        raise UsageError(
+            f"cells on {profile.devices} devices run one after another on this machine; give --workers 1 and no "
+            "--dask, or --devices 1"
+        )
+    gpus = visible_gpus() if profile.device == "cuda" and profile.devices == 1 else ()
+    count = 1
+    if how.dask is None:
+        count = worker_count(asked or None, profile.threads, profile.device, gpus, how.per_gpu, frontend.say)
+    # A single process takes the first GPU anyway, as it did before there was a choice.
+    gpus = gpus if count > 1 else ()
+    return RunSettings(
+        cache,
+        count,
+        limits=limits,
+        memory=memory,
+        gpus=gpus,
+        dask=how.dask,
+        retry=how.retry,
+        say=frontend.say,
+    )
+
+
 def run(request: Request, folders: Folders, mode: Mode, workers: int | None, frontend: Frontend) -> Session:
     """Run what the mode asks for, and record the suite's rows in the store.
 
@@ -115,7 +194,7 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
         request: which suite.
         folders: where to write.
         mode: see :class:`flr_bench.runner.execute.RunSettings`.
-        workers: cells side by side; ``None`` for the profile's number.
+        workers: cells side by side; ``None`` for the profile's number, :data:`AUTO` for the machine's.
         frontend: display and tracking.
 
     Raises:
@@ -126,11 +205,7 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
     store = Store(folders.runs)
     folders.check()
     plan = request.plan(folders.cache)
-    count = workers or plan.profile.workers
-    if plan.profile.devices > 1 and count > 1:
-        raise UsageError(
-            f"cells on {plan.profile.devices} devices run one after another; give --workers 1, or --devices 1"
-        )
+    settings = run_settings(plan.profile, folders.cache, workers, frontend)
     if plan.on_one_device:
         frontend.say(f"on one device, since they cannot use {plan.profile.devices}: {', '.join(plan.on_one_device)}")
     for note in plan.notes:
@@ -146,7 +221,7 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
         todo = cells_to_run(plan, store, mode)
         if not todo:
             return Session(plan, store, computed=False, outcome=Outcome())
-        settings = RunSettings(folders.cache, count, mode, frontend.observers())
+        settings = replace(settings, mode=mode, observers=frontend.observers())
         with frontend.display(len(todo)) as display:
             outcome = run_plan(plan, claims, settings, display)
     return Session(plan, store, computed=True, outcome=outcome)

@@ -305,15 +305,9 @@ class Store:
     def write_failure(
         self, cell: Cell, error: str, traceback: str, details: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Record that ``cell`` failed, with what an error says of itself; returns the record."""
-        record = {
-            "hash": cell.hash,
-            "kind": cell.kind,
-            "label": cell.label,
-            "error": error,
-            "traceback": traceback,
-            **(details or {}),
-        }
+        """Record that ``cell`` failed, with details such as the limit that it met; returns the record."""
+        record = {"hash": cell.hash, "kind": cell.kind, "label": cell.label, "error": error, "traceback": traceback}
+        record |= details or {}
         write_json(self.root / "failures" / f"{cell.hash}.json", record)
         return record
 

@@ -16,6 +16,7 @@ from flr_bench.data.prepared import FilterParams, SplitParams
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.interface import Budget, Params
 from flr_bench.runner.conditions import Conditions
+from flr_bench.runner.limits import parse_bytes, parse_seconds
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -53,6 +54,22 @@ class Profile(Params):
     sample: Sample | None = Field(None, description="a part of the data, in place of the filters' own sample")
     seeds: int | tuple[int, ...] | None = Field(None, description="in place of the suite's seeds")
     conditions: Conditions | None = Field(None, description="in place of the suite's conditions")
+    cell_memory: str | None = Field(None, description="memory at which a cell is ended, such as 8GiB")
+    cell_time: str | None = Field(None, description="time after which a cell is ended, such as 2h")
+
+    @field_validator("cell_memory")
+    @classmethod
+    def _size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_bytes(value, "cell_memory")
+        return value
+
+    @field_validator("cell_time")
+    @classmethod
+    def _time(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_seconds(value, "cell_time")
+        return value
 
     @field_validator("seeds")
     @classmethod

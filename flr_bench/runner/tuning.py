@@ -26,9 +26,10 @@ from flr_bench.interface import Params
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import FitCell, canonical_json
 from flr_bench.runner.claims import Claims
-from flr_bench.runner.execute import RunSettings, environment, run_plan
+from flr_bench.runner.execute import run_plan
 from flr_bench.runner.plan import Plan, Row, closure, make_plan
-from flr_bench.runner.session import Folders, Frontend
+from flr_bench.runner.provenance import environment
+from flr_bench.runner.session import Folders, Frontend, run_settings
 from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.suite import RecommenderEntry, Suite, SuiteFile, find_suite, load_suite, merged
 
@@ -363,7 +364,7 @@ def _round(
         store.verify((cell.hash for cell in cells), frontend.say)
         todo = trials.missing(store)
         if todo:
-            settings = RunSettings(folders.cache, workers or plan.profile.workers)
+            settings = run_settings(plan.profile, folders.cache, workers, frontend)
             with frontend.display(len(todo)) as display:
                 run_plan(trials, claims, settings, display)
         for study, params in some:

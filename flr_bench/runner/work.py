@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import logging
@@ -61,8 +62,8 @@ class Event:
         kind: ``"started"``, ``"progress"``, ``"done"``, ``"failed"`` or ``"blocked"``.
         cell: the cell's hash.
         label: human text.
-        values: for progress epoch, epochs, step, steps and current figures; seconds when done;
-            ``error`` and ``traceback`` when failed.
+        values: for progress epoch, epochs, step, steps and current figures; ``seconds`` and ``peak_bytes`` when
+            done; ``error`` and ``traceback`` when failed.
     """
 
     kind: str
@@ -129,11 +130,11 @@ class Workshop:
         for cell in job.cells:
             emit(Event("started", cell.hash, cell.label, {}))
             try:
-                seconds = self._compute(cell, loaded, emit)
+                cost = self._compute(cell, loaded, emit)
             except Exception as error:  # noqa: BLE001 - whatever a method raises is recorded, and the rest goes on
                 emit(self._failed(cell, error))
             else:
-                emit(Event("done", cell.hash, cell.label, {"seconds": seconds}))
+                emit(Event("done", cell.hash, cell.label, cost))
         del loaded
         # Models and what they keep lie in reference cycles, which Python would leave for many jobs: gigabytes.
         gc.collect()
@@ -146,7 +147,7 @@ class Workshop:
             self.store.write_failure(cell, line, text, details)
         return Event("failed", cell.hash, cell.label, values)
 
-    def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> float:
+    def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> dict[str, float | int]:
         with self._writing(cell) as folder, _logging_to(folder / "log.txt"):
             report = _Reporter(cell, emit)
             if isinstance(cell, RankCell):
@@ -159,7 +160,7 @@ class Workshop:
                 raise TypeError(f"{cell.kind} is no kind of cell")
             write_json(folder / "metrics.json", finite(metrics))
             write_json(folder / "environment.json", {**self.settings.environment, **_ran_on(machine_of(cell))})
-        return float(metrics["seconds"])
+        return {"seconds": float(metrics["seconds"]), "peak_bytes": int(metrics["peak_bytes"])}
 
     @contextlib.contextmanager
     def _writing(self, cell: Cell) -> Iterator[Path]:
@@ -277,7 +278,8 @@ class Workshop:
         from flr_bench.data.prepared import FilterParams, SplitParams, prepare
 
         if ref.checksum not in self._data:
-            data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), SplitParams(**ref.split))
+            with _once_per_machine(self.settings.cache, ref.checksum):
+                data = prepare(ref.name, self.settings.cache, FilterParams(**ref.filters), SplitParams(**ref.split))
             if data.checksum != ref.checksum:
                 raise FlrBenchError(f"the data of {ref.name} changed while the suite was running; start it again")
             self._data[ref.checksum] = data
@@ -297,6 +299,21 @@ class Workshop:
             valid_examples=examples.valid_examples,
             seed=seed,
         )
+
+
+@contextlib.contextmanager
+def _once_per_machine(cache: Path, name: str) -> Iterator[None]:
+    """One process prepares data at a time, and those that waited find them prepared.
+
+    The lock goes with the process, however it ends.  Where there are no locks, time is lost, nothing else:
+    prepared data are put in place whole.
+    """
+    folder = cache / "data" / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as handle:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 class _Loaded:

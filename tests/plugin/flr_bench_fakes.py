@@ -86,11 +86,22 @@ class FakeUntitled(_FakeSource):
         return RawData(raw.interactions, titles, raw.origin)
 
 
+def _eat() -> None:
+    """Take memory, slowly enough for whoever watches, and never stop; at 4 GiB a limit has failed."""
+    eaten = []
+    for _ in range(128):
+        eaten.append(np.ones(1 << 22))  # 32 MiB
+        time.sleep(0.05)
+    raise AssertionError(f"nobody stopped it at {len(eaten)} pieces")
+
+
 class FakeParams(Params):
     """Parameters of the fakes."""
 
     noise: float = Field(0.5, ge=0, description="standard deviation of the noise on the counts")
-    fail: Literal["no", "fit", "die", "disk", "second_dies", "second_fails"] = Field("no", description="how to fail")
+    fail: Literal["no", "fit", "die", "disk", "hang", "eat", "second_dies", "second_fails"] = Field(
+        "no", description="how to fail"
+    )
     sleep: float = Field(0.0, ge=0, description="seconds per epoch")
     reward: Literal["a", "b"] = Field("a", description="matters to the stage rl only")
 
@@ -142,6 +153,10 @@ class FakeLlm(Recommender):
             raise OSError(28, os.strerror(28))
         if params.fail == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if params.fail == "hang":
+            time.sleep(600)
+        if params.fail == "eat":
+            _eat()
         if params.fail.startswith("second"):
             self._fail_second(context.devices)
         assert set(context.inputs) == ({"model"} if context.stage == "rl" else set())

@@ -1,0 +1,1 @@
+"""Clusters for ``flr-bench run --dask``: working files to begin with."""
