@@ -37,6 +37,7 @@ from flr_bench.commands.options import (
     Workers,
 )
 from flr_bench.commands.score import score
+from flr_bench.commands.suites import suites_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
@@ -61,6 +62,7 @@ backbone_app = typer.Typer(
 track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
+app.add_typer(suites_app, name="suites")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
 inspect_app = typer.Typer(

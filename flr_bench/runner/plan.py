@@ -342,14 +342,18 @@ def check_suite(file: SuiteFile) -> None:
                 file.profile(profile)
             except UnknownNameError as error:
                 raise file.error(("recommenders", index, "profiles"), str(error)) from error
-    rows = {name: _check_profile(file, name) for name in file.suite.profiles}
+    rows = {name: rows_without_data(file, name) for name in file.suite.profiles}
     for name, found in rows.items():
         others = {row.label for other in rows.values() for row in other if not row.entry.is_in(name)}
         _check_labels(file, found, others)
 
 
-def _check_profile(file: SuiteFile, profile_name: str) -> list[Row]:
-    """The rows that a profile would have, with one seed and data that nobody has looked at."""
+def rows_without_data(file: SuiteFile, profile_name: str) -> list[Row]:
+    """The rows that a profile has, with one seed and cells on data that nobody has looked at.
+
+    Raises:
+        UsageError: anything in the profile or in an entry is wrong; names file, line and field.
+    """
     profile = file.profile(profile_name)
     _filters(file, profile)
     origins = _conditions(file, profile).train_on
