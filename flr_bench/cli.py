@@ -36,6 +36,7 @@ from flr_bench.commands.options import (
     Track,
     Workers,
 )
+from flr_bench.commands.plan import plan
 from flr_bench.commands.score import score
 from flr_bench.commands.suites import suites_app
 from flr_bench.commands.tune import tune
@@ -71,6 +72,7 @@ inspect_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(inspect_app, name="inspect")
+app.command()(plan)
 app.command()(score)
 app.command()(tune)
 
@@ -289,30 +291,6 @@ def _report_failures(session: Session, folders: Folders) -> None:
     for cell in outcome.blocked:
         _say(f"  {cell.label}: not started")
     raise typer.Exit(1)
-
-
-@app.command()
-def plan(
-    suite: SuiteName = "main",
-    profile: ProfileName = "cpu",
-    seeds: Seeds = None,
-    only: Only = None,
-    workers: Workers = None,
-    devices: Devices = None,
-    data: DataNames = None,
-    runs: Runs = RUNS,
-    cache: Cache = CACHE,
-    as_json: AsJson = False,
-) -> None:
-    """Show a suite's cells, what is done, and how long the rest may take."""
-    from flr_bench.runner.describe import plan_json, plan_text
-    from flr_bench.runner.session import Request
-    from flr_bench.runner.store import Store
-
-    store = Store(runs)
-    planned = Request(suite, profile, seeds, only, devices, data).plan(cache)
-    count = workers or planned.profile.workers
-    typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
 
 
 @app.command()

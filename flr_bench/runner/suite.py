@@ -184,13 +184,13 @@ def resolve_seeds(value: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read ``--seeds``: a number of seeds, or the seeds themselves separated by commas.
+    """Read ``--seeds``: a number of seeds, or the seeds themselves separated by commas (one alone: ``42,``).
 
     Raises:
         UsageError: not numbers, none, or one given twice.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
         return resolve_seeds(numbers if "," in text else numbers[0])
     except ValueError as error:
         reason = "expected a number such as 3, or a list such as 0,1,2" if "invalid literal" in str(error) else error
