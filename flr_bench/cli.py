@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flr_bench import __version__
+from flr_bench.commands.compare import diff, explain
 from flr_bench.commands.data import data_app
 from flr_bench.commands.options import (
     CACHE,
@@ -73,6 +74,8 @@ inspect_app = typer.Typer(
 )
 app.add_typer(inspect_app, name="inspect")
 app.command()(plan)
+app.command()(diff)
+app.command()(explain)
 app.command()(score)
 app.command()(tune)
 

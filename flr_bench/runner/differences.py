@@ -84,6 +84,9 @@ def _without_required(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def field_changes(old: Any, new: Any, within: str = "") -> Iterator[tuple[str, str, str]]:
     """Dotted name, old and new value of every field that differs; ``-`` where there is none."""
+    old, new = (
+        {} if one is _ABSENT and isinstance(two, Mapping) and two else one for one, two in ((old, new), (new, old))
+    )
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in [*old, *(name for name in new if name not in old)]:
             inner = f"{within}.{name}" if within else str(name)

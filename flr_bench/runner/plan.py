@@ -348,21 +348,30 @@ def check_suite(file: SuiteFile) -> None:
         _check_labels(file, found, others)
 
 
-def rows_without_data(file: SuiteFile, profile_name: str) -> list[Row]:
-    """The rows that a profile has, with one seed and cells on data that nobody has looked at.
+def rows_without_data(file: SuiteFile, profile_name: str, seeds: tuple[int, ...] = (0,)) -> list[Row]:
+    """The rows that a profile has, with cells on data that nobody has looked at.
+
+    Their hashes are no names of cells, but equal where cells are the same, as long as names mean the same data.
 
     Raises:
         UsageError: anything in the profile or in an entry is wrong; names file, line and field.
     """
     profile = file.profile(profile_name)
-    _filters(file, profile)
-    origins = _conditions(file, profile).train_on
-    known = {name: DataRef(name, name, {}, {}, "") for name in (*file.suite.data, *origins)}
-    places = Places(
-        [known[name] for name in file.suite.data], [PreparedRef(known[name], {}) for name in origins], _Unread()
-    )
+    ranked = [ref for name in file.suite.data for ref in _unread_refs(file, profile, name)]
+    origins = [ref for name in _conditions(file, profile).train_on for ref in _unread_refs(file, profile, name)]
+    places = Places(ranked, [PreparedRef(ref, {}) for ref in origins], _Unread())
     entries = _resolved(file, profile_name)
-    return [row for entry in entries for row in _rows(entry, file, profile, (0,), places)]
+    return [row for entry in entries for row in _rows(entry, file, profile, seeds, places)]
+
+
+def _unread_refs(file: SuiteFile, profile: Profile, name: str) -> list[DataRef]:
+    """The data set under each of the splits, with its name for a checksum."""
+    filters, splits = _filters(file, profile).model_dump(mode="json"), profile.splits or (file.suite.split,)
+    keys = [name if split is splits[0] else f"{name} ({split.name})" for split in splits]
+    return [
+        DataRef(key, name, filters, split.model_dump(mode="json"), name)
+        for key, split in zip(keys, splits, strict=True)
+    ]
 
 
 def _resolved(file: SuiteFile, profile_name: str) -> list[_Entry]:
