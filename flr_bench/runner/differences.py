@@ -84,15 +84,18 @@ def _without_required(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def field_changes(old: Any, new: Any, within: str = "") -> Iterator[tuple[str, str, str]]:
     """Dotted name, old and new value of every field that differs; ``-`` where there is none."""
-    old, new = (
-        {} if one is _ABSENT and isinstance(two, Mapping) and two else one for one, two in ((old, new), (new, old))
-    )
+    old, new = _as_empty(old, new), _as_empty(new, old)
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in [*old, *(name for name in new if name not in old)]:
             inner = f"{within}.{name}" if within else str(name)
             yield from field_changes(old.get(name, _ABSENT), new.get(name, _ABSENT), inner)
     elif old is _ABSENT or new is _ABSENT or old != new:
         yield within, value_text(old), value_text(new)
+
+
+def _as_empty(value: Any, other: Any) -> Any:
+    """Nothing beside a mapping is an empty one, so that its fields are shown one by one."""
+    return {} if value is _ABSENT and isinstance(other, Mapping) and other else value
 
 
 def value_text(value: Any) -> str:

@@ -120,8 +120,9 @@ class SuiteDiff:
             yield f"~ {'row' if len(labels) == 1 else f'{len(labels)} rows'} {'; '.join(labels)}"
             yield from (f"    {change.text}" for change in found)
         one, other, shared = self.cells
+        same = len(self.rows_same) + len(self.rows_renamed)
         yield (
-            f"rows: {len(self.rows_same) + len(self.rows_renamed)} the same, {len(self.rows_changed)} changed, {len(self.rows_added)} added, "
+            f"rows: {same} the same, {len(self.rows_changed)} changed, {len(self.rows_added)} added, "
             f"{len(self.rows_removed)} removed; cells: {shared} shared of {one} and {other}"
         )
 
