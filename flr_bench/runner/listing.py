@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from flr_bench.errors import FlrBenchError
-from flr_bench.runner.plan import check_suite, rows_without_data
+from flr_bench.runner.plan import check_suite
 from flr_bench.runner.suite import SuiteFile, bundled_suites, load_suite
 from flr_bench.runner.tuned import with_tuned
 
@@ -71,7 +71,7 @@ def summarise(path: Path, cache: Path) -> Summary:
     from flr_bench.data.imports import dataset_names
 
     file = with_tuned(load_suite(path))
-    check_suite(file)
+    rows = check_suite(file)
     known = set(dataset_names(cache))
     suite = file.suite
     origins = suite.conditions.train_on
@@ -81,7 +81,7 @@ def summarise(path: Path, cache: Path) -> Summary:
         version=suite.version,
         description=suite.description,
         entries=len(suite.recommenders),
-        rows={profile: len(rows_without_data(file, profile)) for profile in suite.profiles},
+        rows={profile: len(found) for profile, found in rows.items()},
         data=suite.data,
         left_out={name: suite.imports.get(name, f"flr-bench data import PATH --name {name}") for name in absent},
     )

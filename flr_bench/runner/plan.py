@@ -329,8 +329,11 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
     return plan
 
 
-def check_suite(file: SuiteFile) -> None:
+def check_suite(file: SuiteFile) -> dict[str, list[Row]]:
     """Validate all of a suite that can be without its data: every profile, entry and point of a grid.
+
+    Returns:
+        The rows of each profile, as :func:`rows_without_data` has them.
 
     Raises:
         UsageError: anything is unknown, ill-typed or impossible; names file, line and field.
@@ -346,6 +349,7 @@ def check_suite(file: SuiteFile) -> None:
     for name, found in rows.items():
         others = {row.label for other in rows.values() for row in other if not row.entry.is_in(name)}
         _check_labels(file, found, others)
+    return rows
 
 
 def rows_without_data(file: SuiteFile, profile_name: str, seeds: tuple[int, ...] = (0,)) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,22 +14,31 @@ import pytest
 from flr_bench.errors import UsageError
 from flr_bench.runner.differences import changes, field_changes
 from flr_bench.runner.explaining import Sources, explain
-from flr_bench.runner.plan import make_plan
-from flr_bench.runner.progress import Display
-from flr_bench.runner.session import Folders, Frontend, Request, Session, run
+from flr_bench.runner.plan import Plan, make_plan
+from flr_bench.runner.store import Store
 from flr_bench.runner.suite import bundled_suites, load_suite
 from flr_bench.runner.suite_diff import Side, SuiteDiff, compare
+from tests.runner.finished import finish
 
 WriteSuite = Callable[..., Path]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """The fake suite, all of it done."""
+
+    plan: Plan
+    store: Store
+
+
 @pytest.fixture
-def session(write_suite: WriteSuite, tmp_path: Path) -> Session:
-    folders = Folders(*(tmp_path / name for name in ("runs", "cache", "mlruns", "results")))
-    return run(Request(str(write_suite()), "cpu"), folders, "missing", 1, Frontend(lambda _: Display(), lambda: ()))
+def session(write_suite: WriteSuite, tmp_path: Path) -> Finished:
+    plan, store = make_plan(load_suite(write_suite()), "cpu", tmp_path / "cache"), Store(tmp_path / "runs")
+    finish(plan, store)
+    return Finished(plan, store)
 
 
-def sources(session: Session, path: Path, tmp_path: Path) -> Sources:
+def sources(session: Finished, path: Path, tmp_path: Path) -> Sources:
     return Sources(session.store, tmp_path / "cache", make_plan(load_suite(path), "cpu", tmp_path / "cache"))
 
 
@@ -37,11 +47,13 @@ def labelled(found: Sources, label: str) -> str:
     return next(cell.hash for cell in found.plan.cells if cell.label == label)
 
 
-def test_a_finished_cell_is_explained_whole(session: Session, write_suite: WriteSuite, tmp_path: Path) -> None:
+def test_a_finished_cell_is_explained_whole(session: Finished, write_suite: WriteSuite, tmp_path: Path) -> None:
     known = sources(session, write_suite(), tmp_path)
     rank = labelled(known, "rank fake_llm · sft+rl · d3 · fake-data · seed 1")
     found = explain(Sources(session.store, tmp_path / "cache"), rank[:12], None)
     text = "\n".join(found.lines())
+    assert "commit c0ffee with changes" in text
+    assert "in 0:02, 1 MiB at its peak" in text
     assert "fake-data, checksum" in text
     assert str(tmp_path / "cache" / "data") in text
     roles = [(depth, role, label.split(" · fake-data")[0]) for depth, role, _, label in found.requires]
@@ -58,7 +70,7 @@ def test_a_finished_cell_is_explained_whole(session: Session, write_suite: Write
 
 
 def test_a_changed_hash_is_followed_to_the_cell_that_changed(
-    session: Session, write_suite: WriteSuite, tmp_path: Path
+    session: Finished, write_suite: WriteSuite, tmp_path: Path
 ) -> None:
     known = sources(session, write_suite(("sft: {epochs: 3", "sft: {epochs: 4")), tmp_path)
     label = "rank fake_llm · sft+rl · plain · fake-data · seed 1"
@@ -75,7 +87,7 @@ def test_a_changed_hash_is_followed_to_the_cell_that_changed(
 
 
 def test_prefixes_that_fit_no_cell_or_several_are_refused(
-    session: Session, write_suite: WriteSuite, tmp_path: Path
+    session: Finished, write_suite: WriteSuite, tmp_path: Path
 ) -> None:
     store_only = Sources(session.store, tmp_path / "cache")
     with pytest.raises(UsageError, match=r"no cell in the store .* begins with 'zz'; name the suite .* --suite; neare"):
