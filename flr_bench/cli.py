@@ -39,6 +39,7 @@ from flr_bench.commands.options import (
 )
 from flr_bench.commands.plan import plan
 from flr_bench.commands.score import score
+from flr_bench.commands.store import store_app
 from flr_bench.commands.suites import suites_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
@@ -64,6 +65,7 @@ backbone_app = typer.Typer(
 track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
 app.add_typer(suites_app, name="suites")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
@@ -302,6 +304,10 @@ def tables(
         list[str] | None, typer.Option("--suite", help="Suites to write; all in the store if none.")
     ] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="One profile; all if none.")] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option("--parts", help="Write only these, separated by commas, such as main: quick for a large store."),
+    ] = None,
     runs: Runs = RUNS,
     cache: Cache = CACHE,
     results: Results = RESULTS,
@@ -313,7 +319,8 @@ def tables(
     Store(runs)
     ensure_writable(results, "results", "--results")
     _keep_matplotlib_in(cache)
-    for path in write_tables(runs, results, suite or None, profile):
+    chosen = None if parts is None else [name.strip() for name in parts.split(",")]
+    for path in write_tables(runs, results, suite or None, profile, chosen):
         typer.echo(path)
 
 

@@ -78,7 +78,7 @@ def missing_notes(view: SuiteView, data: str) -> tuple[str, ...]:
 
 
 def _counts(cell: Cell) -> tuple[int, int]:
-    return int(cell.metrics.get("examples", 0)), int(cell.metrics.get("users", 0))
+    return int(cell.figures.get("examples", 0)), int(cell.figures.get("users", 0))
 
 
 def _split_of(view: SuiteView, data: str) -> Any:

@@ -88,7 +88,7 @@ def conditions_table(view: SuiteView, data: str) -> Table | None:
 def _train_examples(view: SuiteView, row: Row, data: str) -> Entry:
     """Train examples of the row's last fit, as a mean over seeds; empty while one is missing."""
     fits = [view.store.cell(row.cells[data][seed].fits[-1]) for seed in row.seeds(data)]
-    counts = [cell.metrics.get("train", {}).get("examples") for cell in fits if cell is not None]
+    counts = [cell.figures.get("train", {}).get("examples") for cell in fits if cell is not None]
     if not counts or len(counts) < len(fits) or None in counts:
         return Entry()
     return Entry(value=sum(float(count) for count in counts) / len(counts))

@@ -83,26 +83,26 @@ class _Chain:
 
     def rank(self, refs: CellRefs) -> float | None:
         cell = self.view.store.cell(refs.rank)
-        if cell is None or "seconds" not in cell.metrics:
+        if cell is None or "seconds" not in cell.figures:
             return None
-        shared = float((cell.metrics.get("measurements") or {}).get("reused_seconds", 0.0))
-        return float(cell.metrics["seconds"]) + shared
+        shared = float((cell.figures.get("measurements") or {}).get("reused_seconds", 0.0))
+        return float(cell.figures["seconds"]) + shared
 
     def per_example(self, refs: CellRefs) -> float | None:
         cell, seconds = self.view.store.cell(refs.rank), self.rank(refs)
-        return None if cell is None or seconds is None else 1000 * seconds / max(int(cell.metrics["examples"]), 1)
+        return None if cell is None or seconds is None else 1000 * seconds / max(int(cell.figures["examples"]), 1)
 
     def peak(self, refs: CellRefs) -> float | None:
         cells = self._all((*refs.fits, *refs.assistants, refs.rank))
-        return None if cells is None else max(float(c.metrics.get("peak_bytes") or 0) for c in cells) / MEBIBYTE
+        return None if cells is None else max(float(c.figures.get("peak_bytes") or 0) for c in cells) / MEBIBYTE
 
     def parameters(self, refs: CellRefs, key: str) -> float | None:
         cells = self._all(refs.fits)
-        return float(cells[-1].report.get(key, 0)) if cells else None
+        return float(cells[-1].outcome.get(key, 0)) if cells else None
 
     def _seconds(self, hashes: Sequence[str]) -> float | None:
         cells = self._all(hashes)
-        return None if cells is None else sum((float(cell.metrics["seconds"]) for cell in cells), 0.0)
+        return None if cells is None else sum((float(cell.figures["seconds"]) for cell in cells), 0.0)
 
     def _all(self, hashes: Sequence[str]) -> list[Cell] | None:
         cells = [self.view.store.cell(h) for h in hashes]

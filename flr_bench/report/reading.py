@@ -1,13 +1,13 @@
 """The store as the tables see it: suites, rows and cells, read only.
 
-Tables know the files of the store (JSON and parquet) and nothing of the code that wrote them.
+Tables know the files of the store (JSON, parquet and the index of both) and nothing of the code that wrote them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flr_bench.errors import DamagedFileError, UsageError
+from flr_bench.runner.cellfiles import file_damage
+from flr_bench.runner.index import Entry, Index
 
 FORMAT = 1
 EXTERNAL = "external"
@@ -23,21 +25,51 @@ EXTERNAL = "external"
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
-    """A finished cell: its inputs, its figures, and where it ran."""
+    """A finished cell: what the store's index knows of it, and its files, read when they are asked for."""
 
     hash: str
     folder: Path
-    description: Json
-    metrics: Json
-    environment: Json
+    entry: Entry
+
+    @property
+    def figures(self) -> Json:
+        """Its metrics but for the curves of training."""
+        return self.entry.figures
+
+    @property
+    def environment(self) -> Json:
+        """Where it ran."""
+        return self.entry.environment
+
+    @cached_property
+    def description(self) -> Json:
+        """Content of ``cell.json``."""
+        return read_json(self.folder / "cell.json")
+
+    @cached_property
+    def metrics(self) -> Json:
+        """Content of ``metrics.json``."""
+        return read_json(self.folder / "metrics.json")
 
     @property
     def inputs(self) -> Json:
         """The resolved inputs that the hash is made of."""
         inputs: Json = self.description.get("inputs", {})
         return inputs
+
+    @property
+    def summary(self) -> Json:
+        """The metrics of a ranking."""
+        summary: Json = self.figures.get("summary") or {}
+        return summary
+
+    @property
+    def outcome(self) -> Json:
+        """What a fit or preparation said of itself, but for its curves; empty for rankings."""
+        outcome: Json = self.figures.get("report") or {}
+        return outcome
 
     @property
     def report(self) -> Json:
@@ -216,18 +248,23 @@ class StoreReader:
             self._ranks[cell_hash] = _read_ranks(self.root / "cells" / cell_hash / "per_example.parquet")
         return self._ranks[cell_hash]
 
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        return Index(self.root).load()
+
     def _read_cell(self, cell_hash: str) -> Cell | None:
         folder = self.root / "cells" / cell_hash
-        if not (folder / "cell.json").is_file():
-            return None
-        environment = folder / "environment.json"
-        return Cell(
-            cell_hash,
-            folder,
-            read_json(folder / "cell.json"),
-            read_json(folder / "metrics.json"),
-            read_json(environment) if environment.is_file() else {},
-        )
+        entry = self._entries.get(cell_hash)
+        path = folder / "metrics.json"
+        try:
+            state = path.stat()
+        except FileNotFoundError as error:
+            if not folder.exists():
+                return None
+            raise damaged(path, str(error)) from error
+        if entry is None or [state.st_size, state.st_mtime_ns] != entry.files.get("metrics.json"):
+            entry = _read_entry(folder)
+        return Cell(cell_hash, folder, entry)
 
 
 @dataclass(frozen=True)
@@ -236,6 +273,7 @@ class SuiteView:
 
     store: StoreReader
     record: Json
+    _found: dict[tuple[str, str], list[Cell]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -293,8 +331,11 @@ class SuiteView:
 
     def rank_cells(self, row: Row, data: str) -> list[Cell]:
         """The finished rank cells of a row, in the order of seeds."""
-        found = (self.store.cell(row.cells[data][seed].rank) for seed in row.seeds(data))
-        return [cell for cell in found if cell is not None]
+        key = (row.label, data)
+        if key not in self._found:
+            cells = (self.store.cell(row.cells[data][seed].rank) for seed in row.seeds(data))
+            self._found[key] = [cell for cell in cells if cell is not None]
+        return self._found[key]
 
     def over_seeds(self, row: Row, data: str, figure: Callable[[Cell], float | None]) -> SeedValues:
         """One figure of the rank cells of a row, seed by seed."""
@@ -303,6 +344,10 @@ class SuiteView:
 
     def missing(self) -> list[tuple[Row, str, str, str]]:
         """``(row, data, seed, hash)`` of every rank cell that is not there."""
+        return self._missing
+
+    @cached_property
+    def _missing(self) -> list[tuple[Row, str, str, str]]:
         return [
             (row, data, seed, row.cells[data][seed].rank)
             for row, data, seed in self.places()
@@ -384,11 +429,16 @@ def read_json(path: Path) -> Json:
     Raises:
         DamagedFileError: it cannot be read, or is of a format that this version does not know.
     """
+    in_cell = path.parent.parent.name == "cells"
+    found = file_damage(path) if in_cell else None
+    if found is not None:
+        raise damaged(path, found)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        what = "the folder it is in" if path.parent.parent.name == "cells" else "it"
-        raise DamagedFileError(f"{path} cannot be read ({error}); remove {what} and run again") from error
+        if in_cell:
+            raise damaged(path, str(error)) from error
+        raise DamagedFileError(f"{path} cannot be read ({error}); remove it and run again") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path} is not a JSON object; remove it and run again")
     if content.get("format", FORMAT) != FORMAT:
@@ -397,6 +447,29 @@ def read_json(path: Path) -> Json:
             "use the version of flr-bench that wrote it, or another --runs folder"
         )
     return content
+
+
+def damaged(path: Path, found: str) -> DamagedFileError:
+    """The error that a file of a cell cannot be used."""
+    root = path.parent.parent.parent
+    return DamagedFileError(
+        f"{path} cannot be read ({found}); flr-bench store check --repair --runs {root} moves its cell away, "
+        "so that it runs again"
+    )
+
+
+def _read_entry(folder: Path) -> Entry:
+    """Of a cell that the index does not know as it is.
+
+    Raises:
+        DamagedFileError: a file of it cannot be used.
+    """
+    for name in ("cell.json", "metrics.json"):
+        read_json(folder / name)
+    try:
+        return Entry.of(folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder / "environment.json", str(error)) from error
 
 
 def _row(raw: Json) -> Row:
@@ -429,6 +502,9 @@ def _read_ranks(path: Path) -> Ranks:
 
     from flr_bench.evaluation.strata import STRATA
 
+    found = file_damage(path)
+    if found is not None:
+        raise damaged(path, found)
     try:
         table = pq.read_table(path, partitioning=None).sort_by("example")
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
@@ -440,4 +516,4 @@ def _read_ranks(path: Path) -> Ranks:
             {name: columns[name].astype(np.str_) for name in STRATA if name in columns},
         )
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise DamagedFileError(f"{path} cannot be read ({error}); remove the folder it is in and run again") from error
+        raise damaged(path, str(error)) from error

@@ -62,7 +62,7 @@ def shown_metrics(view: SuiteView) -> tuple[str, ...]:
     wanted += [f"mrr@{largest}", f"hr@{largest}_title", f"ndcg@{largest}_title"]
     wanted += [f"coverage@{largest}", f"gini@{largest}"]
     cells = [cell for data in view.data for row in view.rows for cell in view.rank_cells(row, data)]
-    known = {name for cell in cells for name in cell.metrics.get("summary", {})}
+    known = {name for cell in cells for name in cell.summary}
     return tuple(name for name in wanted if name in known or not known)
 
 
@@ -70,7 +70,7 @@ def over_summary(view: SuiteView, row: Row, data: str, name: str) -> SeedValues:
     """A summary figure of a row, seed by seed."""
 
     def figure(cell: Cell) -> float | None:
-        value = cell.metrics.get("summary", {}).get(name)
+        value = cell.summary.get(name)
         return None if value is None else float(value)
 
     return view.over_seeds(row, data, figure)

@@ -110,7 +110,7 @@ def _epochs(fit: Fit) -> list[tuple[Entry, ...]]:
     if len(fit.cells) < len(fit.hashes):
         gap = Entry(found=len(fit.cells), planned=len(fit.hashes))
         return [(Entry("epochs"), gap, gap, gap, Entry())]
-    stopped = Counter(str(cell.report.get("stopped_by")) for cell in fit.cells)
+    stopped = Counter(str(cell.outcome.get("stopped_by")) for cell in fit.cells)
     words = ", ".join(f"{name} {count}" for name, count in sorted(stopped.items()))
     rows = [
         ("epochs trained", "epochs", 1),
@@ -125,13 +125,13 @@ def _epochs(fit: Fit) -> list[tuple[Entry, ...]]:
 
 
 def _reported(fit: Fit, key: str) -> SeedValues:
-    return fit.over_seeds([_number(cell.report.get(key)) for cell in fit.cells])
+    return fit.over_seeds([_number(cell.outcome.get(key)) for cell in fit.cells])
 
 
 def _measurements(fit: Fit) -> list[tuple[Entry, ...]]:
     if len(fit.cells) < len(fit.hashes):
         return []
-    names = sorted({name for cell in fit.cells for name in cell.report.get("measurements", {})})
+    names = sorted({name for cell in fit.cells for name in cell.outcome.get("measurements", {})})
     lines = []
     for name in dict.fromkeys(name.removesuffix("_before").removesuffix("_after") for name in names):
         if not name.endswith(MEASURED_COST):
@@ -141,7 +141,7 @@ def _measurements(fit: Fit) -> list[tuple[Entry, ...]]:
 
 def _measurement(fit: Fit, name: str) -> tuple[Entry, ...]:
     def values(key: str) -> list[float | None]:
-        return [_number(cell.report.get("measurements", {}).get(key)) for cell in fit.cells]
+        return [_number(cell.outcome.get("measurements", {}).get(key)) for cell in fit.cells]
 
     before, after, alone = values(f"{name}_before"), values(f"{name}_after"), values(name)
     changes = [a - b for a, b in zip(after, before, strict=True) if a is not None and b is not None]

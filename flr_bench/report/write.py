@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from flr_bench.errors import FlrBenchError, UsageError
+from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.report.captions import missing_notes
 from flr_bench.report.conditions import conditions_table
 from flr_bench.report.cost import cost_table
@@ -43,7 +43,13 @@ class ResultsFolderError(FlrBenchError):
     """The results folder cannot be written."""
 
 
-def write_tables(store_root: Path, results: Path, suites: list[str] | None, profile: str | None) -> list[Path]:
+def write_tables(
+    store_root: Path,
+    results: Path,
+    suites: list[str] | None,
+    profile: str | None,
+    parts: Sequence[str] | None = None,
+) -> list[Path]:
     """Write tables, figures, ranks and the manifest of every suite in a store.
 
     The same store gives byte-identical files.  Measured times and memory stand in ``cost.*`` and
@@ -55,22 +61,25 @@ def write_tables(store_root: Path, results: Path, suites: list[str] | None, prof
             for a version that is not the newest.
         suites: names of suites, or ``None`` for all.
         profile: one profile, or ``None`` for all.
+        parts: some of :data:`PARTS`; the others are removed if they were written before, so that no stale table
+            passes for a result.  ``None`` for all.
 
     Returns:
         The files written, sorted.
 
     Raises:
-        UsageError: no such store or suite.
+        UsageError: no such store, suite or part.
         DamagedFileError: a file of the store cannot be read.
         ResultsFolderError: ``results`` cannot be written.
     """
+    chosen = _parts(parts)
     store = StoreReader(store_root)
     written: list[Path] = []
     for view in store.suites(suites, profile):
         folder = results / view.folder
         make_folder(folder)
-        searches, entry = _searches(view, folder)
-        files = _render(view) | searches
+        searches, entry = _searches(view, folder) if "search" in chosen else ({}, None)
+        files = _render(view, chosen) | searches
         files["manifest.json"] = _manifest(view, files, entry)
         _remove_others(folder, files)
         written += [write_file(folder / name, content) for name, content in sorted(files.items())]
@@ -128,32 +137,51 @@ def summary_table(store_root: Path, suite: str, profile: str | None) -> str:
     return "\n".join(parts)
 
 
-def _render(view: SuiteView) -> dict[str, bytes]:
-    """Relative file name → content, but for the manifest."""
-    from flr_bench.report.figures import draw_figures
+TABLES: dict[str, Callable[[SuiteView, str], Table | None]] = {
+    "main": main_table,
+    "contrasts": contrast_table,
+    "conditions": conditions_table,
+    "ablations": ablation_table,
+    "training": training_table,
+    "strata": strata_table,
+    "cost": cost_table,
+}
+PARTS = (*TABLES, "figures", "ranks", "search")
+"""What is written of a suite; ``main`` alone needs nothing but the store's index."""
 
-    builders: dict[str, Callable[[SuiteView, str], Table | None]] = {
-        "main": main_table,
-        "contrasts": contrast_table,
-        "conditions": conditions_table,
-        "ablations": ablation_table,
-        "training": training_table,
-        "strata": strata_table,
-        "cost": cost_table,
-    }
+
+def _parts(names: Sequence[str] | None) -> tuple[str, ...]:
+    for name in names or ():
+        if name not in PARTS:
+            raise UnknownNameError("part of the tables", name, PARTS)
+    return PARTS if names is None else tuple(names)
+
+
+def _render(view: SuiteView, parts: Sequence[str]) -> dict[str, bytes]:
+    """Relative file name → content, but for the manifest."""
+    builders = {name: build for name, build in TABLES.items() if name in parts}
     built = {name: [t for d in view.data if (t := build(view, d)) is not None] for name, build in builders.items()}
     files: dict[str, bytes] = {}
     for name, tables in built.items():
         # Readers of the main table want its differences below it; CSV has one header, so they stay apart there.
-        shown = {"main": tables + built["contrasts"]}.get(name, tables)
+        shown = {"main": tables + built.get("contrasts", [])}.get(name, tables)
         for ending, form in FORMS.items():
             if tables:
                 files[f"{name}.{ending}"] = form(tables if ending == "csv" else shown).encode()
+    if "figures" in parts:
+        files |= _figures(view)
+    return files | (_ranks_files(view) if "ranks" in parts else {})
+
+
+def _figures(view: SuiteView) -> dict[str, bytes]:
+    from flr_bench.report.figures import draw_figures
+
+    files: dict[str, bytes] = {}
     for data in view.data:
         prefix = f"{_file_name(data)}-" if len(view.data) > 1 else ""
         for name, formats in draw_figures(view, data).items():
             files |= {f"figures/{prefix}{name}.{ending}": content for ending, content in formats.items()}
-    return files | _ranks_files(view)
+    return files
 
 
 def _file_name(data: str) -> str:
@@ -300,7 +328,7 @@ def _row_entry(view: SuiteView, row: Row) -> Json:
     def entry(data: str, seed: str) -> Json:
         refs = row.cells[data][seed]
         cell = view.store.cell(refs.rank)
-        counts = {} if cell is None else {key: cell.metrics.get(key) for key in ("examples", "users", "summary")}
+        counts = {} if cell is None else {key: cell.figures.get(key) for key in ("examples", "users", "summary")}
         return {
             "rank": refs.rank,
             "fits": list(refs.fits),
@@ -324,12 +352,15 @@ def _row_entry(view: SuiteView, row: Row) -> Json:
 def _environments(view: SuiteView) -> list[Json]:
     """The distinct environments (commit, versions, device) with the cells that ran in each."""
     cells: dict[str, list[str]] = {}
+    known: dict[int, str] = {}
     for row, data, seed in view.places():
         refs = row.cells[data][seed]
         for cell_hash in (*refs.prepared, *refs.fits, *refs.assistants, refs.rank):
             cell = view.store.cell(cell_hash)
             if cell is not None:
-                cells.setdefault(json.dumps(cell.environment, sort_keys=True), []).append(cell_hash)
+                key = known.get(id(cell.environment)) or json.dumps(cell.environment, sort_keys=True)
+                known[id(cell.environment)] = key  # cells of the index share one object; it lives as long as they do
+                cells.setdefault(key, []).append(cell_hash)
     return [{**json.loads(key), "cells": sorted(set(hashes))} for key, hashes in sorted(cells.items())]
 
 

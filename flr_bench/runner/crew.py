@@ -103,7 +103,7 @@ class Crew:
                 elif isinstance(message, _Died) or message.kind == "failed":
                     failure = self._failure(member, message, job.cells)
                     self._end()
-                    Store(self._settings.store_root).sweep()  # what the crew was writing
+                    Store(self._settings.store_root, self._settings.runner).sweep()  # what the crew was writing
                     emit(failure)
                     return ended | {failure.cell}
                 elif member.rank == 0:

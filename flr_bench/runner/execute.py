@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any, Literal, Protocol
 import flr_bench
 from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell, RankCell
+from flr_bench.runner.claims import Claims
 from flr_bench.runner.crew import Crew
 from flr_bench.runner.plan import Plan
-from flr_bench.runner.pool import Pool
+from flr_bench.runner.pool import POLL_SECONDS, Pool
 from flr_bench.runner.store import Store
 from flr_bench.runner.work import Emit, Event, Job, WorkSettings, Workshop
 
@@ -47,11 +49,13 @@ class Outcome:
         done: hashes of the cells computed.
         failed: records of the cells that failed.
         blocked: cells not tried because one they need failed.
+        elsewhere: hashes of cells that another runner computed meanwhile.
     """
 
     done: list[str] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     blocked: list[Cell] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -84,12 +88,14 @@ def cells_to_run(plan: Plan, store: Store, mode: Mode) -> tuple[Cell, ...]:
     return plan.missing(store) if mode == "missing" else ()
 
 
-def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Outcome:
+def run_plan(plan: Plan, claims: Claims, settings: RunSettings, emit: Emit) -> Outcome:
     """Compute the plan's cells; failures are recorded and the rest goes on.
+
+    Cells that another runner computes at the same time are waited for, not computed twice.
 
     Args:
         plan: rows and cells.
-        store: where cells go; must be initialised and locked.
+        claims: of this runner, on the store where cells go, which must be initialised.
         settings: how to run.
         emit: receives every event, for display.
 
@@ -97,13 +103,17 @@ def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Out
         KeyboardInterrupt: interrupted; running cells are dropped, finished ones kept.
         FlrBenchError: the store cannot be written any more (a full disk).
     """
-    schedule = _Schedule(cells_to_run(plan, store, settings.mode), store)
+    store = Store(claims.store_root, claims.runner)
     outcome = Outcome()
+    todo = cells_to_run(plan, store, settings.mode)
+    anew = store.present().intersection(cell.hash for cell in todo)
+    shared = _Shared(store, claims, anew, outcome, emit)
+    schedule = _Schedule(todo, shared)
     record = plan.record()
     for observer in settings.observers:
         observer.start_suite(record)
     handle = _EventHandler(store, settings.observers, schedule, outcome, emit)
-    work = WorkSettings(store.root, settings.cache, environment())
+    work = WorkSettings(store.root, settings.cache, environment(), runner=claims.runner)
     status = "KILLED"
     try:
         if settings.workers == 1:
@@ -122,10 +132,13 @@ def run_plan(plan: Plan, store: Store, settings: RunSettings, emit: Emit) -> Out
 
 
 def _run_here(schedule: _Schedule, workshop: Workshop, crew: Crew, handle: _EventHandler) -> None:
-    while (job := schedule.next()) is not None:
-        (workshop if job.machine.devices == 1 else crew).run(job, handle)
-        schedule.finish(job)
-        handle.report_blocked()
+    while True:
+        if (job := schedule.next()) is not None:
+            (workshop if job.machine.devices == 1 else crew).run(job, handle)
+            schedule.finish(job)
+            handle.report_blocked()
+        elif not schedule.wait():
+            return
 
 
 def _run_pool(schedule: _Schedule, pool: Pool, handle: _EventHandler) -> None:
@@ -135,19 +148,54 @@ def _run_pool(schedule: _Schedule, pool: Pool, handle: _EventHandler) -> None:
             pool.start(job)
             running += 1
         handle.report_blocked()
-        if not running:
+        if not running and not schedule.wait():
             return
-        for job in pool.wait(handle):
+        for job in pool.wait(handle) if running else ():
             schedule.finish(job)
             running -= 1
+
+
+class _Shared:
+    """What other runners do on the same store.
+
+    ``anew`` are the cells to compute although they are there: all in mode ``always``, those whose models were removed.
+    """
+
+    def __init__(self, store: Store, claims: Claims, anew: set[str], outcome: Outcome, emit: Emit) -> None:
+        self._store, self._claims, self._anew = store, claims, anew
+        self._outcome, self._emit = outcome, emit
+        self._said: set[str] = set()
+
+    def take(self, job: Job) -> Job | None:
+        """What is left to do of the job, claimed; ``None`` while another runner is at it."""
+        if not self._claims.take(cell.hash for cell in job.cells):
+            return None
+        # What another has finished is there before its claim goes.
+        ended = [cell for cell in job.cells if cell.hash not in self._anew and cell.hash in self._store]
+        self._claims.release(cell.hash for cell in ended)
+        for cell in ended:
+            self._outcome.elsewhere.append(cell.hash)
+            self._emit(Event("skipped", cell.hash, cell.label, {"error": "another run has computed it"}))
+        return Job(tuple(cell for cell in job.cells if cell not in ended))
+
+    def release(self, job: Job) -> None:
+        self._claims.release(cell.hash for cell in job.cells)
+
+    def wait(self, job: Job) -> None:
+        """Say once whom the run waits for, and wait a little."""
+        holders = {who for cell in job.cells if (who := self._claims.holder(cell.hash)) is not None}
+        for who in sorted(holders - self._said):
+            self._claims.say(f"waiting for cells that another run computes ({who})")
+        self._said |= holders
+        time.sleep(POLL_SECONDS)
 
 
 class _Schedule:
     """Jobs in the order of how much waits for them, each after the cells it needs."""
 
-    def __init__(self, cells: Sequence[Cell], store: Store) -> None:
+    def __init__(self, cells: Sequence[Cell], shared: _Shared) -> None:
         self._by_hash = {cell.hash: cell for cell in cells}
-        self._store = store
+        self._shared = shared
         self._open = set(self._by_hash)
         self.failed: set[str] = set()
         self._waiting = sorted(_jobs(cells), key=self._weight, reverse=True)
@@ -162,16 +210,35 @@ class _Schedule:
         return len(waiting - own)
 
     def next(self) -> Job | None:
-        """A job whose needs are met, or ``None`` if none is ready now."""
-        for job in self._waiting:
-            if all(needed.hash not in self._open for needed in self._outside(job)):
-                self._waiting.remove(job)
-                return job
+        """A job whose needs are met and that no other runner is at, or ``None`` if there is none now."""
+        while (found := self._claimed()) is not None:
+            job, left = found
+            self._waiting.remove(job)
+            self._open -= {cell.hash for cell in job.cells} - {cell.hash for cell in left.cells}
+            if left.cells:
+                return left
         return None
+
+    def _claimed(self) -> tuple[Job, Job] | None:
+        """The first ready job that could be claimed, and what is left of it."""
+        attempts = ((job, self._shared.take(job)) for job in self._ready())
+        return next(((job, left) for job, left in attempts if left is not None), None)
+
+    def wait(self) -> bool:
+        """Wait a little for other runners; ``False`` if there is nothing to wait for."""
+        job = next(self._ready(), None)
+        if job is not None:
+            self._shared.wait(job)
+        return job is not None
+
+    def _ready(self) -> Iterator[Job]:
+        waiting = list(self._waiting)
+        return (job for job in waiting if all(needed.hash not in self._open for needed in self._outside(job)))
 
     def finish(self, job: Job) -> None:
         """Take note that the job ended, well or not."""
         self._open -= {cell.hash for cell in job.cells}
+        self._shared.release(job)
 
     def cell(self, cell_hash: str) -> Cell:
         """The cell of that hash."""

@@ -22,6 +22,7 @@ import numpy as np
 from flr_bench.errors import DataError, UnknownNameError, UsageError
 from flr_bench.interface import Examples, Ranking
 from flr_bench.runner.cell import Cell, DataRef
+from flr_bench.runner.claims import Claims
 from flr_bench.runner.ranking_file import read_ranking
 from flr_bench.runner.store import Store, read_json, write_json
 from flr_bench.runner.suite import SuiteFile, find_suite, load_suite
@@ -184,7 +185,7 @@ def score(request: ScoreRequest, folders: Folders) -> Scored:
     Raises:
         UsageError: a name, a cut-off or an option is wrong, or the ranking was scored before with another file.
         DataError: the file cannot be read or is no ranking of the suite's examples; names file and row.
-        FlrBenchError: a folder cannot be written, another run holds the store.
+        FlrBenchError: a folder cannot be written, another run changes the same record.
     """
     from flr_bench.evaluation.metrics import check_ranking
 
@@ -202,7 +203,9 @@ def score(request: ScoreRequest, folders: Folders) -> Scored:
         _refuse_seen(request.ranking, answer.ranking, examples, answer.rows)
     check_ranking(answer.ranking, len(examples), n_items)
     store.initialise()
-    with store.lock():
+    record = f"{file.suite.version}-{request.profile}"
+    with Claims(store.root) as claims, claims.exclusive(f"suite {record}"), claims.exclusive(f"external {record}"):
+        store = Store(folders.runs, claims.runner)
         remarks = _record_suite(request, file, store, folders)
         row = _add_row(request, file, store, cell, data)
         metrics = _write_cell(store, cell, data, examples, answer.ranking, answer.shared_titles)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Cell, FitCell, RankCell
+from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import Outcome, RunSettings, run_plan
 from flr_bench.runner.plan import SEPARATOR, Plan, Row, closure, estimate
 from flr_bench.runner.progress import clock
@@ -59,16 +60,6 @@ class SearchPlan(Plan):
     """
 
     marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def missing(self, store: Store) -> tuple[Cell, ...]:
-        """The cells that the store lacks, and models it has lost that one of these needs."""
-        missing: set[str] = set()
-        for cell in reversed(self.cells):  # each before those it needs
-            if cell.hash not in store:
-                missing.add(cell.hash)
-            if cell.hash in missing:
-                missing |= {needed.hash for needed in cell.needs if not store.model(needed.hash).is_dir()}
-        return tuple(cell for cell in self.cells if cell.hash in missing)
 
     def record(self) -> dict[str, Any]:
         """As a suite's record, with the marks of each row under ``search``."""
@@ -202,15 +193,18 @@ def run_search(request: SearchRequest, folders: Folders, workers: int | None, fr
 
     Raises:
         UsageError: see :func:`plan_search`.
-        FlrBenchError: a folder cannot be written, data cannot be used, another run holds the store.
+        FlrBenchError: a folder cannot be written, data cannot be used.
         KeyboardInterrupt: interrupted; finished cells are kept.
     """
     store = Store(folders.runs)
     folders.check()
     plan = plan_search(request, folders)
     store.initialise()
-    with store.lock():
-        _write_record(plan, store, frontend)
+    with Claims(store.root, frontend.say) as claims:
+        with claims.exclusive(f"search {plan.file.suite.version}-{plan.profile_name}"):
+            _write_record(plan, store, frontend)
+        store.sweep()
+        store.verify((cell.hash for cell in plan.cells), frontend.say)
         todo = plan.missing(store)
         if not todo:
             return Session(plan, store, computed=False, outcome=Outcome())
@@ -219,7 +213,7 @@ def run_search(request: SearchRequest, folders: Folders, workers: int | None, fr
             frontend.say(line)
         settings = RunSettings(folders.cache, count, "missing", frontend.observers())
         with frontend.display(len(todo)) as display:
-            outcome = run_plan(plan, store, settings, display)
+            outcome = run_plan(plan, claims, settings, display)
     return Session(plan, store, computed=True, outcome=outcome)
 
 
@@ -258,14 +252,12 @@ Past = Mapping[tuple[str, ...], Sequence[float]]
 def _past_rankings(store: Store) -> Past:
     """Seconds that past rankings took, shared searches included: by cost key, and by what any search has in common."""
     past: dict[tuple[str, ...], list[float]] = {}
-    for path in sorted((store.root / "cells").glob("*/cell.json")):
-        key = tuple(read_json(path).get("cost_key", ()))
-        if key[:1] == (RankCell.kind,):
-            metrics = read_json(path.with_name("metrics.json"))
-            taken = float(metrics.get("seconds") or 0.0)
-            taken += float((metrics.get("measurements") or {}).get("reused_seconds", 0.0))
-            past.setdefault(key, []).append(taken)
-            past.setdefault(_whatever_search(key), []).append(taken)
+    for _, entry in sorted(store.entries().items()):
+        if entry.kind == RankCell.kind:
+            reused = (entry.figures.get("measurements") or {}).get("reused_seconds", 0.0)
+            taken = (entry.seconds or 0.0) + float(reused)
+            past.setdefault(entry.cost_key, []).append(taken)
+            past.setdefault(_whatever_search(entry.cost_key), []).append(taken)
     return past
 
 

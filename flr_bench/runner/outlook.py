@@ -68,16 +68,10 @@ def past_costs(store: Store) -> dict[CostKey, PastCost]:
     found: dict[CostKey, PastCost] = {}
     for key, content in _calibrations(store).items():
         found[key] = PastCost((float(content["seconds"]),), (int(content["peak_bytes"]),), calibrated=True)
-    seconds: dict[CostKey, list[float]] = {}
-    peaks: dict[CostKey, list[int]] = {}
-    for path in sorted((store.root / "cells").glob("*/cell.json")):
-        key = tuple(read_json(path).get("cost_key", ()))
-        metrics = read_json(path.with_name("metrics.json"))
-        if metrics.get("seconds") is not None:
-            seconds.setdefault(key, []).append(float(metrics["seconds"]))
-        if metrics.get("peak_bytes") is not None:
-            peaks.setdefault(key, []).append(int(metrics["peak_bytes"]))
-    return found | {key: PastCost(tuple(taken), tuple(peaks.get(key, ()))) for key, taken in seconds.items()}
+    for key, past in store.costs().items():
+        peaks = tuple(int(peak) for _, peak in past if peak is not None)
+        found[key] = PastCost(tuple(seconds for seconds, _ in past), peaks)
+    return found
 
 
 def _calibration_path(store: Store) -> Path:

@@ -138,8 +138,15 @@ class Plan:
         return tuple(contrast for contrast in self.file.suite.contrasts if {contrast.of, contrast.against} <= labels)
 
     def missing(self, store: Store) -> tuple[Cell, ...]:
-        """The selected cells that the store lacks."""
-        return tuple(cell for cell in self.cells if cell.hash not in store)
+        """The selected cells that the store lacks, and models it has lost that one of these needs."""
+        present = store.present()
+        missing: set[str] = set()
+        for cell in reversed(self.cells):  # each before those it needs
+            if cell.hash not in present:
+                missing.add(cell.hash)
+            if cell.hash in missing:
+                missing |= {needed.hash for needed in cell.needs if not store.model(needed.hash).is_dir()}
+        return tuple(cell for cell in self.cells if cell.hash in missing)
 
     def record(self) -> dict[str, Any]:
         """What the store keeps of the suite: everything that tables need to know besides the cells."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from flr_bench.errors import UsageError
 from flr_bench.runner.cell import Cell, canonical_json
+from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells_to_run, run_plan
 from flr_bench.runner.plan import Plan, Selection, closure, make_plan, refuse_missing
 from flr_bench.runner.progress import Display
@@ -119,8 +120,7 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
 
     Raises:
         UsageError: wrong names, a wrong suite file.
-        FlrBenchError: a folder cannot be written, data cannot be used, another run holds the store;
-            in mode ``strict``, cells are missing.
+        FlrBenchError: a folder cannot be written, data cannot be used; in mode ``strict``, cells are missing.
         KeyboardInterrupt: interrupted; finished cells are kept.
     """
     store = Store(folders.runs)
@@ -136,8 +136,11 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
     for note in plan.notes:
         frontend.say(note)
     store.initialise()
-    with store.lock():
-        _write_record(plan, store, frontend.say)
+    with Claims(store.root, frontend.say) as claims:
+        with claims.exclusive(f"suite {plan.file.suite.version}-{plan.profile_name}"):
+            _write_record(plan, store, frontend.say)
+        store.sweep()
+        store.verify((cell.hash for cell in plan.cells), frontend.say)
         if mode == "strict":
             refuse_missing(plan.missing(store))
         todo = cells_to_run(plan, store, mode)
@@ -145,7 +148,7 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
             return Session(plan, store, computed=False, outcome=Outcome())
         settings = RunSettings(folders.cache, count, mode, frontend.observers())
         with frontend.display(len(todo)) as display:
-            outcome = run_plan(plan, store, settings, display)
+            outcome = run_plan(plan, claims, settings, display)
     return Session(plan, store, computed=True, outcome=outcome)
 
 

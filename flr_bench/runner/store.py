@@ -5,30 +5,38 @@
     <root>/store.json                        version of the format
     <root>/cells/<hash>/                     cell.json, metrics.json, environment.json, log.txt, model/; of a ranking
                                              per_example.parquet, ranking.parquet and, if asked for,
-                                             thoughts.parquet (:mod:`flr_bench.runner.traces`)
+                                             thoughts.parquet (:mod:`flr_bench.runner.traces`); checksums of all of
+                                             them in sums.json (:mod:`flr_bench.runner.cellfiles`)
+    <root>/index/                            what all cells say of themselves (:mod:`flr_bench.runner.index`)
+    <root>/superseded/<hash>-<n>/            cells that were computed anew (``--mode always``) with other results
+    <root>/quarantine/<hash>-<n>/            damaged cells, each with reason.json
     <root>/failures/<hash>.json              the last failure of a cell that is not there
     <root>/suites/<name@n>-<profile>.json    rows of a suite and the cells behind them
     <root>/external/<name@n>-<profile>.json  rows that other code ranked and flr-bench score measured
     <root>/checkpoints/<hash>/               where an interrupted fit goes on; removed once its cell is there
     <root>/searches/<name@n>-<profile>.json  rows of the last ``flr-bench inspect search`` on a suite
     <root>/tables/<name@n>-<profile>.json    what the tables were last written from
-    <root>/tmp/                              cells being computed; removed when the next run starts
+    <root>/claims/, <root>/runners/          who computes what now (:mod:`flr_bench.runner.claims`)
+    <root>/tmp/<runner>/                     cells being computed; removed when the run ends, or the next one starts
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flr_bench.errors import DamagedFileError, FlrBenchError
 from flr_bench.runner.cell import Cell
+from flr_bench.runner.cellfiles import MODEL, damage, difference, files_of, sync_folder, write_sums
+from flr_bench.runner.index import Entry, Index, present_cells
 
 FORMAT = 1
 """Version of the folder's layout; a store of another version is refused, never guessed at."""
@@ -101,14 +109,19 @@ class Store:
 
     Args:
         root: the folder; created on the first write.
+        runner: name of the runner (:class:`flr_bench.runner.claims.Claims`) that writes, which has a folder of its
+            own for what is not finished; ``""`` for who writes without one.
 
     Raises:
         FlrBenchError: the folder was written by another version of flr-bench.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, runner: str = "") -> None:
         """Open the store, or a folder that will become one."""
         self.root = root
+        self.runner = runner
+        self.index = Index(root, runner or "writer")
+        self._sound: set[str] = set()
         self._check_format()
 
     def _check_format(self) -> None:
@@ -139,6 +152,10 @@ class Store:
         """Tell whether the cell is there; a cell is there whole or not at all."""
         return (self.folder(cell_hash) / "cell.json").is_file()
 
+    def present(self) -> set[str]:
+        """The finished cells, by one look at the folder."""
+        return present_cells(self.root)
+
     def initialise(self) -> None:
         """Create the folders and the format marker.
 
@@ -151,53 +168,139 @@ class Store:
         if not (self.root / "store.json").exists():
             write_json(self.root / "store.json", {"format": FORMAT})
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the store for one run, and sweep away what a killed run left behind.
-
-        The lock goes with the process, however it ends.
-
-        Raises:
-            FlrBenchError: another run holds it.
-        """
-        with (self.root / "lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FlrBenchError(
-                    f"another run is using the store {self.root}; wait for it or choose another with --runs"
-                ) from error
-            self.sweep()
-            yield
+    @property
+    def scratch(self) -> Path:
+        """Where the runner writes what is not finished."""
+        return self.root / "tmp" / self.runner
 
     def sweep(self) -> None:
-        """Remove unfinished cells, and checkpoints of finished ones; only while no cell is running."""
-        for leftover in (self.root / "tmp").iterdir():
+        """Remove the runner's own unfinished cells, and checkpoints of finished ones; only while it computes none."""
+        for leftover in self.scratch.iterdir() if self.runner and self.scratch.is_dir() else ():
             shutil.rmtree(leftover, ignore_errors=True)
         for folder in (self.root / "checkpoints").glob("*"):
-            if folder.name in self:
+            if folder.name in self and not (self.root / "claims" / folder.name).exists():
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def writing(self, cell: Cell) -> Iterator[Path]:
         """A folder to compute ``cell`` in; it becomes the cell if the block ends without an error.
 
-        An existing cell is replaced only then.  Yields the temporary folder.
+        A cell that was there before stays if the results are the same, else it is moved to ``superseded``.  One
+        that another runner has put there meanwhile stays, and what was computed here is dropped: both are results
+        of the same inputs.  Yields the temporary folder.
         """
-        temporary = Path(tempfile.mkdtemp(prefix=f"{cell.hash}-", dir=self.root / "tmp"))
+        self.scratch.mkdir(exist_ok=True)
+        before = self.folder(cell.hash).exists()
+        temporary = Path(tempfile.mkdtemp(prefix=f"{cell.hash}-", dir=self.scratch))
         temporary.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's only; others may read results
         try:
             yield temporary
             write_json(temporary / "cell.json", cell.record())
-            final = self.folder(cell.hash)
-            if final.exists():
-                final.rename(temporary.with_name(f"{temporary.name}-old"))
-            temporary.rename(final)
+            write_sums(temporary)
+            if not before or self._make_room(temporary, self.folder(cell.hash)):
+                self.place(temporary, self.folder(cell.hash))
             (self.root / "failures" / f"{cell.hash}.json").unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints(cell.hash), ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
+
+    def _make_room(self, made: Path, final: Path) -> bool:
+        """Move the older cell away if it has other results or fewer files; ``False`` if it stays."""
+        if final.exists():
+            if not _lacks(final, made) and difference(final, made) is None:
+                return False
+            self.set_aside(final, "superseded")
+        return True
+
+    def place(self, made: Path, final: Path) -> bool:
+        """Make the whole folder ``made`` a cell, by one rename; ``False`` if the cell is there already."""
+        try:
+            made.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            return False
+        sync_folder(final.parent)
+        self._note(final.name)
+        return True
+
+    def _note(self, cell_hash: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the index finds it by itself
+            self.index.append([Entry.of(self.folder(cell_hash))])
+
+    def set_aside(self, folder: Path, where: str, reason: str | None = None) -> Path | None:
+        """Move a cell out of the way.
+
+        Args:
+            folder: the cell.
+            where: ``"superseded"`` or ``"quarantine"``.
+            reason: what is wrong with it, which is written beside its files.
+
+        Returns:
+            Where it is now; ``None`` if another runner has moved it.
+
+        Raises:
+            FlrBenchError: it cannot be moved.
+        """
+        try:
+            (self.root / where).mkdir(exist_ok=True)
+            numbers = (f"{folder.name}-{n}" for n in itertools.count(1))
+            goal = next(goal for name in numbers if not (goal := self.root / where / name).exists())
+            folder.rename(goal)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FlrBenchError(f"cannot move {folder} to {self.root / where}: {error.strerror or error}") from error
+        if reason is not None:
+            write_json(goal / "reason.json", {"format": 1, "cell": folder.name, "reason": reason})
+        return goal
+
+    def quarantine(self, cell_hash: str, reason: str) -> str:
+        """Move a damaged cell out of the way; returns what to tell the user."""
+        goal = self.set_aside(self.folder(cell_hash), "quarantine", reason)
+        return f"cell {cell_hash} is damaged ({reason}): moved to {goal or 'quarantine'}, it runs again"
+
+    def verify(self, hashes: Iterable[str], say: Callable[[str], None]) -> None:
+        """Look cheaply whether these cells are whole, as far as they are there; move damaged ones to quarantine.
+
+        Files that nobody touched since they were indexed are taken as they are; of others the checksums are compared,
+        but for those of models.
+
+        Args:
+            hashes: of cells.
+            say: receives a line for each that is damaged.
+
+        Raises:
+            FlrBenchError: a damaged cell cannot be moved.
+        """
+        known, present = self.index.load(), self.present()
+        touched = []
+        for name in present.intersection(hashes):
+            entry, folder = known.get(name), self.folder(name)
+            with contextlib.suppress(FileNotFoundError):  # another runner has moved it
+                if entry is not None and _untouched(folder, entry):
+                    continue
+                found = damage(folder)
+                if found is not None:
+                    say(self.quarantine(name, found))
+                elif entry is not None:
+                    touched.append(name)
+        if touched:
+            self.index.renew(touched)
+
+    def sound_model(self, cell_hash: str) -> Path:
+        """The cell's ``model`` folder, after all of its files were compared with their checksums once.
+
+        Raises:
+            DamagedFileError: one differs; the cell was moved to quarantine.
+        """
+        folder = self.folder(cell_hash)
+        if cell_hash not in self._sound and folder.is_dir():
+            found = damage(folder, models=True)
+            if found is not None:
+                raise DamagedFileError(f"{self.quarantine(cell_hash, found)} with the next run")
+            self._sound.add(cell_hash)
+        return self.model(cell_hash)
 
     def write_failure(self, cell: Cell, error: str, traceback: str) -> dict[str, Any]:
         """Record that ``cell`` failed; returns the record."""
@@ -228,12 +331,40 @@ class Store:
         """Where the record of a suite's last ``flr-bench inspect search`` lies, or will."""
         return self.root / "searches" / f"{version}-{profile}.json"
 
+    def entries(self) -> dict[str, Entry]:
+        """What the finished cells say of themselves, by hash."""
+        return self.index.load()
+
+    def costs(self) -> dict[tuple[str, ...], list[tuple[float, float | None]]]:
+        """Seconds and peak memory in bytes of past cells, by :attr:`Cell.cost_key`."""
+        costs: dict[tuple[str, ...], list[tuple[float, float | None]]] = {}
+        for _, entry in sorted(self.entries().items()):
+            if entry.seconds is not None:
+                costs.setdefault(entry.cost_key, []).append((entry.seconds, entry.peak_bytes))
+        return costs
+
     def seconds_by_cost(self) -> dict[tuple[str, ...], list[float]]:
         """Seconds that past cells took, by :attr:`Cell.cost_key`."""
-        seconds: dict[tuple[str, ...], list[float]] = {}
-        for path in sorted((self.root / "cells").glob("*/cell.json")):
-            key = tuple(read_json(path).get("cost_key", ()))
-            taken = read_json(path.with_name("metrics.json")).get("seconds")
-            if taken is not None:
-                seconds.setdefault(key, []).append(float(taken))
-        return seconds
+        return {key: [seconds for seconds, _ in found] for key, found in self.costs().items()}
+
+
+def _untouched(folder: Path, entry: Entry) -> bool:
+    """Whether every file is as it was indexed, going by size and time; a model may have been removed."""
+    has_model: bool | None = None
+    for name, noted in entry.files.items():
+        if name.startswith(f"{MODEL}/"):
+            has_model = (folder / MODEL).is_dir() if has_model is None else has_model
+            if not has_model:
+                continue
+        try:
+            state = os.stat(f"{folder}/{name}")  # noqa: PTH116 - hundreds of thousands of times
+        except OSError:
+            return False
+        if [state.st_size, state.st_mtime_ns] != noted:
+            return False
+    return True
+
+
+def _lacks(old: Path, new: Path) -> bool:
+    """Whether the new cell has files that the old one has not, such as a model that was removed."""
+    return bool({name for name, _ in files_of(new)} - {name for name, _ in files_of(old)})

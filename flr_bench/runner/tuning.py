@@ -25,6 +25,7 @@ from flr_bench.errors import FlrBenchError, UsageError
 from flr_bench.interface import Params
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import FitCell, canonical_json
+from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import RunSettings, environment, run_plan
 from flr_bench.runner.plan import Plan, Row, closure, make_plan
 from flr_bench.runner.session import Folders, Frontend
@@ -221,7 +222,7 @@ def tune(request: TuneRequest, folders: Folders, workers: int | None, frontend: 
 
     Raises:
         UsageError: a name or the suite file is wrong.
-        FlrBenchError: a folder cannot be written, another run holds the store, or a default's fit fails.
+        FlrBenchError: a folder cannot be written, another run is tuning the suite, or a default's fit fails.
         KeyboardInterrupt: interrupted; finished trials are kept.
     """
     if (request.trials is None) == (request.seconds is None):
@@ -237,10 +238,14 @@ def tune(request: TuneRequest, folders: Folders, workers: int | None, frontend: 
     file = on_validation(file, request)
     plan = _planned(file, request, folders.cache, [])
     store.initialise()
-    with store.lock():
+    with (
+        Claims(store.root, frontend.say) as claims,
+        claims.exclusive(f"studies {file.suite.version}-{request.profile}", f"is tuning {request.suite}", wait=False),
+    ):
+        store.sweep()
         studies = open_studies(plan, file, request, store)
         while due := [study for study in studies if study.open(request)]:
-            _round(due, file, request, folders, store, workers, frontend)
+            _round(due, file, request, folders, claims, workers, frontend)
     return studies
 
 
@@ -339,11 +344,12 @@ def _round(
     file: SuiteFile,
     request: TuneRequest,
     folders: Folders,
-    store: Store,
+    claims: Claims,
     workers: int | None,
     frontend: Frontend,
 ) -> None:
     """One trial of every study that is due, side by side."""
+    store = Store(claims.store_root, claims.runner)
     proposals = [(study, propose(study, request.seed, RECOMMENDERS.get(study.method).FitParams)) for study in due]
     for data in dict.fromkeys(study.data for study in due):
         some = [(study, params) for study, params in proposals if study.data == data]
@@ -355,11 +361,12 @@ def _round(
         fits = {row.label: _fit_of(row, data) for row in plan.rows}
         cells = tuple(closure(fits.values()))
         trials = TrialPlan(plan.file, plan.profile_name, plan.seeds, (), cells, plan.manifests)
+        store.verify((cell.hash for cell in cells), frontend.say)
         todo = trials.missing(store)
         if todo:
             settings = RunSettings(folders.cache, workers or plan.profile.workers)
             with frontend.display(len(todo)) as display:
-                run_plan(trials, store, settings, display)
+                run_plan(trials, claims, settings, display)
         for study, params in some:
             _finish(study, params, fits[study.label], store, file.suite)
 

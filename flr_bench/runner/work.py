@@ -99,12 +99,14 @@ class WorkSettings:
         cache: where prepared data lie.
         environment: content of ``environment.json``, the same for all cells of an invocation.
         rank: number of this process among those that compute the cells together; the first alone writes them.
+        runner: as in :class:`flr_bench.runner.store.Store`.
     """
 
     store_root: Path
     cache: Path
     environment: Mapping[str, Any]
     rank: int = 0
+    runner: str = ""
 
 
 class Workshop:
@@ -113,7 +115,7 @@ class Workshop:
     def __init__(self, settings: WorkSettings) -> None:
         """Open the store."""
         self.settings = settings
-        self.store = Store(settings.store_root)
+        self.store = Store(settings.store_root, settings.runner)
         self._data: dict[str, PreparedData] = {}
 
     def run(self, job: Job, emit: Emit) -> None:
@@ -164,7 +166,7 @@ class Workshop:
             with self.store.writing(cell) as folder:
                 yield folder
             return
-        with tempfile.TemporaryDirectory(prefix=f"{cell.hash}-", dir=self.store.root / "tmp") as name:
+        with tempfile.TemporaryDirectory(prefix=f"{cell.hash}-", dir=self.store.scratch) as name:
             yield Path(name)
 
     def _prepare(self, cell: PrepareCell, folder: Path, report: _Reporter) -> dict[str, Any]:
@@ -305,7 +307,7 @@ class _Loaded:
         if fit.hash not in self._models:
             method: type[Recommender] = RECOMMENDERS.get(fit.method)
             inputs = _inputs(fit, self._store)
-            self._models[fit.hash] = method.load(self._store.model(fit.hash), inputs, device=fit.machine.device)
+            self._models[fit.hash] = method.load(self._store.sound_model(fit.hash), inputs, device=fit.machine.device)
         return self._models[fit.hash]
 
 
@@ -551,7 +553,7 @@ def _as_json(report: FitReport) -> dict[str, Any]:
 
 
 def _inputs(cell: Cell, store: Store) -> dict[str, Path]:
-    return {role: store.model(required.hash) for role, required in cell.requires.items()}
+    return {role: store.sound_model(required.hash) for role, required in cell.requires.items()}
 
 
 def machine_of(cell: Cell) -> Machine:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flr_bench.interface import Budget
 from flr_bench.registry import RECOMMENDERS, SOURCES
+from flr_bench.runner.cell import DataRef, ExampleSettings, FitCell, Machine
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
 
@@ -47,6 +49,28 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(PLUGIN))
     monkeypatch.delitem(sys.modules, "flr_bench_fakes", raising=False)
     import flr_bench_fakes  # noqa: F401 - registers
+
+
+def small_cell(seed: int = 0) -> FitCell:
+    """A fit cell that is never computed."""
+    return FitCell(
+        label=f"fit made up · seed {seed}",
+        data=DataRef(key="d", name="d", filters={}, split={}, checksum="c"),
+        examples=ExampleSettings(10, None, None, "allowed"),
+        method="made_up",
+        revision=1,
+        params={},
+        stage="fit",
+        seed=seed,
+        machine=Machine("cpu", 1),
+        budget=Budget(epochs=1),
+    )
+
+
+@pytest.fixture
+def make_cell() -> Callable[..., FitCell]:
+    """Makes small fit cells, one for each seed."""
+    return small_cell
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from flr_bench.errors import FlrBenchError
 from flr_bench.runner.execute import Mode, Observer
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run
-from flr_bench.runner.store import Store
 from flr_bench.runner.work import Event, _Loaded
 
 WriteSuite = Callable[..., Path]
@@ -168,13 +167,6 @@ def test_seen_items_can_be_excluded_for_every_method_alike(write_suite: WriteSui
         ranked = pd.read_parquet(path)["items"]
         assert all(len(items) == 3 for items in ranked)
         assert not any(set(items) & set(examples.history(row)) for row, items in enumerate(ranked))
-
-
-def test_two_runs_cannot_share_a_store(write_suite: WriteSuite, tmp_path: Path) -> None:
-    store = Store(tmp_path / "runs")
-    store.initialise()
-    with store.lock(), pytest.raises(FlrBenchError, match="another run is using the store"):
-        go(write_suite(), tmp_path)
 
 
 def start(suite: Path, root: Path, workers: int) -> subprocess.Popen[str]:
