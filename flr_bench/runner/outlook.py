@@ -246,6 +246,6 @@ def purchase(plan: Plan, store: Store, costs: Mapping[CostKey, PastCost], worker
 
 def _missing_for(plan: Plan, store: Store, seeds: Iterable[int]) -> list[Cell]:
     """The plan's missing cells of those seeds, and of methods without randomness."""
-    wanted, selected = set(seeds), {cell.hash for cell in plan.cells}
+    wanted, missing = set(seeds), {cell.hash for cell in plan.missing(store)}
     cells = [cell for row in plan.rows for (_, seed), cell in row.cells.items() if not row.stochastic or seed in wanted]
-    return [cell for cell in closure(cells) if cell.hash in selected and cell.hash not in store]
+    return [cell for cell in closure(cells) if cell.hash in missing]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from flr_bench.runner.cell import Cell
 from flr_bench.runner.outlook import CostKey, Outlook, PastCost, Purchase, outlook, past_costs, purchase
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.progress import clock
@@ -36,6 +37,11 @@ class PlanView:
     workers: int
 
     @cached_property
+    def missing(self) -> tuple[Cell, ...]:
+        """The cells that are to be computed."""
+        return self.plan.missing(self.store)
+
+    @cached_property
     def states(self) -> dict[str, State]:
         """Of every cell, by hash."""
         return states(self.plan, self.store)
@@ -48,7 +54,7 @@ class PlanView:
     @cached_property
     def outlook(self) -> Outlook:
         """Of the missing cells."""
-        return outlook(self.plan.missing(self.store), self.costs, self.workers)
+        return outlook(self.missing, self.costs, self.workers)
 
     def tree(self, paint: Paint = unpainted) -> str:
         """A line per row and data set, nested by what needs what, and the summary."""
@@ -67,7 +73,7 @@ class PlanView:
     def summary(self) -> str:
         """Counts by kind and state, and the outlook, in a few lines."""
         plan, total = self.plan, len(self.plan.cells)
-        missing = len(plan.missing(self.store))
+        missing = len(self.missing)
         kinds = Counter(cell.kind for cell in plan.cells)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         head = f"{plan.file.suite.version} · {plan.profile_name}: {total} cells ({counts}), {total - missing} done"
@@ -99,7 +105,7 @@ class PlanView:
             "profile": self.plan.profile_name,
             "workers": self.workers,
             "cells": cells,
-            "missing": len(self.plan.missing(self.store)),
+            "missing": len(self.missing),
             "estimated_seconds": view.seconds.typical,
             "estimated_seconds_range": [view.seconds.low, view.seconds.high],
             "longest_chain_seconds": view.longest,

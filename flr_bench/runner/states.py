@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flr_bench.runner.cell import Cell
+from flr_bench.runner.claims import Identity
 from flr_bench.runner.differences import Change, changes
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.store import Store, read_json
@@ -66,7 +67,7 @@ class Inputs:
 
 def states(plan: Plan, store: Store) -> dict[str, State]:
     """State of each of the plan's cells, by hash."""
-    missing = [cell for cell in plan.cells if cell.hash not in store]
+    missing = plan.missing(store)
     failures = store.failures(cell.hash for cell in missing)
     found = {cell.hash: DONE for cell in plan.cells}
     if not missing:
@@ -75,8 +76,10 @@ def states(plan: Plan, store: Store) -> dict[str, State]:
     earlier = _earlier(plan, store)
     claims = store.root / "claims"
     for cell in missing:
-        if (claims / cell.hash).exists():
+        if _claimed(claims / cell.hash):
             found[cell.hash] = ELSEWHERE
+        elif cell.hash in store:
+            found[cell.hash] = State("missing", "its model is gone and needed")
         elif cell.hash in failures:
             found[cell.hash] = State("failed", failures[cell.hash])
         elif cell.hash in earlier:
@@ -86,6 +89,12 @@ def states(plan: Plan, store: Store) -> dict[str, State]:
         else:
             found[cell.hash] = MISSING
     return found
+
+
+def _claimed(path: Path) -> bool:
+    """Whether a runner computes the cell, as far as can be told: one that is known to have ended does not."""
+    runner = Identity.read(path)
+    return path.exists() if runner is None else not runner.is_gone()
 
 
 def reasons(found: tuple[Change, ...], most: int = 4) -> str:

@@ -17,5 +17,7 @@ def finish(plan: Plan, store: Store, which: Callable[[Cell], bool] = lambda _: T
     for cell in plan.cells:
         if which(cell):
             with store.writing(cell) as folder:
+                (folder / "model").mkdir()
+                (folder / "model" / "scores.json").write_text("[]")
                 write_json(folder / "metrics.json", {"seconds": 2.0, "peak_bytes": 2**20})
                 write_json(folder / "environment.json", {"commit": "c0ffee", "dirty": True, **versions})

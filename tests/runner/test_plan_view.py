@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from flr_bench.errors import UsageError
 from flr_bench.runner.calibrate import calibrate
 from flr_bench.runner.cell import FitCell, PrepareCell, RankCell
+from flr_bench.runner.claims import Identity
 from flr_bench.runner.outlook import PastCost, keep_calibrations, outlook, past_costs, purchase
 from flr_bench.runner.plan import Plan, Selection, make_plan
 from flr_bench.runner.plan_view import PlanView, purchase_text, seeds_option
@@ -69,6 +71,9 @@ def test_states_are_told_apart_and_say_why(plan_of: Callable[..., Plan], tmp_pat
     assert names(found)["rank reward b · fake-data · seed 0"] == "missing"
     assert "fit reward b · rl: 1 running elsewhere, 1 failed (ValueError: no)" in found.tree()
     assert "4 missing (1 running elsewhere, 1 failed)" in found.summary()
+    gone = Identity("runner", "here", 2**22 + 1, Identity.own().place, "")
+    (store.root / "claims" / claimed.hash).write_text(json.dumps(asdict(gone)))
+    assert names(view(plan, tmp_path))[claimed.label] == "missing"  # its runner ended
     finish(plan, store)
     assert view(plan, tmp_path).summary().endswith("18 done; nothing to do")
 
