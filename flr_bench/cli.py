@@ -14,6 +14,7 @@ import typer
 
 from flr_bench import __version__
 from flr_bench.commands.cluster import cluster_app
+from flr_bench.commands.compare import diff, explain
 from flr_bench.commands.data import data_app
 from flr_bench.commands.options import (
     CACHE,
@@ -43,9 +44,11 @@ from flr_bench.commands.options import (
     Track,
     Workers,
 )
+from flr_bench.commands.plan import plan
 from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
+from flr_bench.commands.suites import suites_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
@@ -72,6 +75,7 @@ app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(store_app, name="store")
+app.add_typer(suites_app, name="suites")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
 inspect_app = typer.Typer(
@@ -81,6 +85,9 @@ inspect_app = typer.Typer(
 )
 app.add_typer(inspect_app, name="inspect")
 app.command()(reproduce)
+app.command()(plan)
+app.command()(diff)
+app.command()(explain)
 app.command()(score)
 app.command()(tune)
 
@@ -343,30 +350,6 @@ def _report_failures(session: Session, folders: Folders) -> None:
     for cell in outcome.blocked:
         _say(f"  {cell.label}: not started")
     raise typer.Exit(1)
-
-
-@app.command()
-def plan(
-    suite: SuiteName = "main",
-    profile: ProfileName = "cpu",
-    seeds: Seeds = None,
-    only: Only = None,
-    workers: Workers = None,
-    devices: Devices = None,
-    data: DataNames = None,
-    runs: Runs = RUNS,
-    cache: Cache = CACHE,
-    as_json: AsJson = False,
-) -> None:
-    """Show a suite's cells, what is done, and how long the rest may take."""
-    from flr_bench.runner.describe import plan_json, plan_text
-    from flr_bench.runner.session import Request
-    from flr_bench.runner.store import Store
-
-    store = Store(runs)
-    planned = Request(suite, profile, seeds, only, devices, data).plan(cache)
-    count = workers or planned.profile.workers
-    typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
 
 
 @app.command()
