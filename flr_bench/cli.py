@@ -37,6 +37,7 @@ from flr_bench.commands.options import (
     Workers,
 )
 from flr_bench.commands.score import score
+from flr_bench.commands.track import track_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
@@ -58,7 +59,6 @@ backbone_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
 app.add_typer(backbone_app, name="backbone")
@@ -207,6 +207,7 @@ def inspect_search(
     files = write_search(runs, results, session.plan.file.suite.version, profile)
     for tracker in trackers:
         tracker.log_files(files, results)
+        tracker.close()
     if not (quiet or as_json):
         typer.echo(next(path for path in files if path.name == "search.md").read_text(encoding="utf-8"))
     _report(session, folders, as_json=as_json)
@@ -226,8 +227,9 @@ def _complete_tracking(session: Session, trackers: list[Tracker], folders: Folde
             observer.start_suite(session.plan.record())
             observer.finish("FINISHED")
     for tracker in trackers:
-        tracker.sync(folders.runs, started=True)
+        tracker.catch_up(folders.runs)
         tracker.log_files(files, folders.results)
+        tracker.close()
 
 
 def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Path]:
@@ -416,20 +418,6 @@ def check(
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(0 if report.ok else 1)
-
-
-@track_app.command("sync")
-def track_sync(runs: Runs = RUNS, mlruns: Mlruns = MLRUNS) -> None:
-    """Send finished cells that MLflow does not know yet, for example after its server was down."""
-    from flr_bench.runner.store import Store
-    from flr_bench.tracking import Tracker
-
-    Store(runs)
-    tracker = Tracker(None, mlruns)
-    count = tracker.sync(runs)
-    if tracker.down:
-        raise typer.Exit(1)
-    typer.echo(f"{count} cells sent")
 
 
 def _keep_matplotlib_in(cache: Path) -> None:
