@@ -214,7 +214,7 @@ class Tracker:
 
     def _failed(self, error: Exception) -> None:
         self.down = True
-        reason = " ".join(str(error).split())[:200]
+        reason = _reason(error)
         if not isinstance(error, errors()):
             reason = f"{type(error).__name__}: {reason}"
         self._tell(
@@ -237,6 +237,13 @@ def _patience() -> float:
     if not 0 <= seconds < threading.TIMEOUT_MAX:
         raise UsageError(f"FLR_BENCH_TRACK_WAIT is '{text}'; give seconds to wait for MLflow at the end, e.g. 10")
     return seconds
+
+
+def _reason(error: Exception) -> str:
+    """The error in a few words; of a failed request what caused it, which stands behind a long address."""
+    text = " ".join(str(error).split())
+    _, _, cause = text.rpartition("(Caused by ")
+    return (cause or text).rstrip(")")[:200]
 
 
 def _to_stderr(line: str) -> None:
