@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from flr_bench.commands.options import MLRUNS, RESULTS, RUNS, Mlruns, Results, Runs
+from flr_bench.commands.options import CACHE, MLRUNS, RESULTS, RUNS, Cache, Mlruns, ProfileName, Results, Runs
+from flr_bench.errors import UsageError
 
 track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -41,6 +42,39 @@ def track_sync(
     if tracker.down:
         raise typer.Exit(1)
     typer.echo(f"{count} cells sent")
+
+
+@track_app.command("model")
+def track_model(
+    cells: Annotated[
+        list[str] | None, typer.Argument(metavar="CELL...", help="Hashes of fits or rankings, or beginnings of them.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="The model of every row of a suite in the store, e.g. main@1.")
+    ] = None,
+    profile: ProfileName = "cpu",
+    runs: Runs = RUNS,
+    cache: Cache = CACHE,
+    mlruns: Mlruns = MLRUNS,
+) -> None:
+    """Log trained models to MLflow, to be served from there; each is copied, with all that it needs.
+
+    Prints a URI for each; mlflow models predict --env-manager local -m URI -t json -i FILE then ranks for
+    {"dataframe_records": [{"history": ["a title or key", "..."], "k": 10}]}, with the method's default decoding.
+    Of a suite, the last stage of each row in its first seed. What was logged before is not logged again.
+    """
+    from flr_bench.publishing import publish, row_models
+    from flr_bench.runner.store import Store
+    from flr_bench.tracking import Tracker
+
+    store = Store(runs)
+    names = [*(cells or ()), *(row_models(store, suite, profile) if suite is not None else ())]
+    if not names:
+        raise UsageError("name cells, or a suite with --suite")
+    tracker = Tracker(None, mlruns)
+    typer.echo(f"export MLFLOW_TRACKING_URI={tracker.uri}", err=True)  # what MLflow's own commands need to know
+    for label, uri in publish(store, names, cache, tracker):
+        typer.echo(f"{uri}  {label}")
 
 
 def _tables(runs: Path, results: Path, suite: str, profile: str) -> tuple[Path, list[Path]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flr_bench.errors import DamagedFileError, UsageError
+from flr_bench.errors import DamagedFileError, FlrBenchError, UsageError
 from flr_bench.tracking.background import Background
 from flr_bench.tracking.connection import errors, prepare_import, tracking_uri
 from flr_bench.tracking.content import SuiteContent
@@ -158,6 +158,19 @@ class Tracker:
         for line in done.damaged:
             self._warn(f"not mirrored: {line}")
         return done.sent
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """For commands that are about MLflow itself: a failure to reach it is an error.
+
+        Raises:
+            FlrBenchError: MLflow cannot be read or written.
+        """
+        try:
+            with self._writing:
+                yield
+        except errors() as error:
+            raise FlrBenchError(f"MLflow at {self.uri} cannot be used ({_reason(error)})") from error
 
     # ------------------------------------------------------------ inside
     def _parent(self, run: _Invocation) -> str:
