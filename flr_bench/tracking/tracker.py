@@ -142,7 +142,10 @@ class Tracker:
             settings: tables to attach, whom to tell how far it is.
 
         Returns:
-            The number of cells and failures mirrored now; as far as it came if MLflow cannot be reached.
+            The number of cells and failures mirrored now; 0 if MLflow cannot be reached.
+
+        Raises:
+            DamagedFileError: the record of a suite cannot be read.
         """
         self._background.wait(None)
         done = Synced()
