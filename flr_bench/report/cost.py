@@ -20,7 +20,7 @@ def cost_table(view: SuiteView, data: str) -> Table:
     includes time spent on a search that another row of the same model shares, so that every row shows
     what it would cost alone.  Rows that other code ranked have no cost here and are left out.
     """
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("data", "Data", csv_only=True),
         Column("method", "Method"),
         Column("prepare_seconds", "Prepare s (shared)", "mean", digits=1),
@@ -105,8 +105,8 @@ class _Chain:
 
     def energy(self, refs: CellRefs) -> float | None:
         cells = self._all((*refs.fits, *refs.assistants, refs.rank))
-        counted = [cell.metrics.get("energy_joules") for cell in cells or ()]
-        return None if not counted or None in counted else sum(map(float, counted)) / 1000
+        counted = [float(cell.metrics["energy_joules"]) for cell in cells or () if "energy_joules" in cell.metrics]
+        return None if cells is None or len(counted) < len(cells) else sum(counted) / 1000
 
     def parameters(self, refs: CellRefs, key: str) -> float | None:
         cells = self._all(refs.fits)

@@ -24,9 +24,13 @@ MICROJOULES, MILLIJOULES = 1e6, 1e3
 class Counter(Protocol):
     """Something that counts joules."""
 
-    source: str
-    span: float | None
-    """Joules after which it starts at 0 again; ``None`` if it does not."""
+    @property
+    def source(self) -> str:
+        """Name of the kind of counter."""
+
+    @property
+    def span(self) -> float | None:
+        """Joules after which it starts at 0 again; ``None`` if it does not."""
 
     def read(self) -> float:
         """Joules since some moment.

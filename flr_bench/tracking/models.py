@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flr_bench.tracking.content import CELL_TAG, safe
-from flr_bench.tracking.mirror import Mirror, SuiteContent
+from flr_bench.tracking.content import CELL_TAG, SuiteContent, safe
+from flr_bench.tracking.mirror import Mirror
 
 LOADER = "flr_bench.serving"
 """The module whose ``_load_pyfunc`` reads a model's folder."""
