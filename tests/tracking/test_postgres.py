@@ -68,7 +68,8 @@ def database() -> Iterator[str]:
     try:
         address = f"postgresql://flr@127.0.0.1:{port}/postgres"
         wait_for_database(address, server)
-        yield address
+        # Since SQLAlchemy 2.1 'postgresql://' alone asks for psycopg 3.
+        yield address.replace("postgresql:", "postgresql+psycopg2:")
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=60)
@@ -112,7 +113,8 @@ def tracking(database: str, tmp_path: Path) -> Iterator[str]:
                 break
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
         try:
             server.wait(timeout=60)
         except subprocess.TimeoutExpired:
