@@ -159,7 +159,7 @@ def test_mlflow_ranks_for_a_history_given_as_json(ran: Store, tmp_path: Path) ->
     (tracking,) = re.findall(r"MLFLOW_TRACKING_URI=(\S+)", logged.stderr)
     assert do("flr_bench.cli", "track", "model", fit).stdout == logged.stdout, "it is logged once"
 
-    rows = [{"history": ["Title 3", "i5"], "k": 4}, {"history": ["i1"], "k": 2}]
+    rows = [{"history": ["Title 3", "i5"], "k": 4}, {"history": ["i1"], "k": 2}, {"history": ["i2"]}]
     (tmp_path / "input.json").write_text(json.dumps({"dataframe_records": rows}))
     environment["MLFLOW_TRACKING_URI"] = tracking
     asked = ("-m", uri, "-t", "json", "-i", "input.json", "-o", "output.json")

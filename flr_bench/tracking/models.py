@@ -80,9 +80,10 @@ def _signature() -> Any:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
+    # k as a double: rows without one become NaN, which no whole number can be.
     texts, numbers = Array(DataType.string), Array(DataType.double)
     return ModelSignature(
-        inputs=Schema([ColSpec(texts, "history"), ColSpec(DataType.long, "k", required=False)]),
+        inputs=Schema([ColSpec(texts, "history"), ColSpec(DataType.double, "k", required=False)]),
         outputs=Schema([ColSpec(texts, "items"), ColSpec(texts, "titles"), ColSpec(numbers, "scores")]),
     )
 
