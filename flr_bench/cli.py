@@ -49,6 +49,7 @@ from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
 from flr_bench.commands.suites import suites_app
+from flr_bench.commands.track import track_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
@@ -70,7 +71,6 @@ backbone_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
@@ -268,6 +268,7 @@ def inspect_search(
     files = write_search(runs, results, session.plan.file.suite.version, profile)
     for tracker in trackers:
         tracker.log_files(files, results)
+        tracker.close()
     if not (quiet or as_json):
         typer.echo(next(path for path in files if path.name == "search.md").read_text(encoding="utf-8"))
     _report(session, folders, as_json=as_json)
@@ -287,8 +288,9 @@ def _complete_tracking(session: Session, trackers: list[Tracker], folders: Folde
             observer.start_suite(session.plan.record())
             observer.finish("FINISHED")
     for tracker in trackers:
-        tracker.sync(folders.runs, started=True)
+        tracker.catch_up(folders.runs)
         tracker.log_files(files, folders.results)
+        tracker.close()
 
 
 def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Path]:
@@ -460,20 +462,6 @@ def check(
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(0 if report.ok else 1)
-
-
-@track_app.command("sync")
-def track_sync(runs: Runs = RUNS, mlruns: Mlruns = MLRUNS) -> None:
-    """Send finished cells that MLflow does not know yet, for example after its server was down."""
-    from flr_bench.runner.store import Store
-    from flr_bench.tracking import Tracker
-
-    Store(runs)
-    tracker = Tracker(None, mlruns)
-    count = tracker.sync(runs)
-    if tracker.down:
-        raise typer.Exit(1)
-    typer.echo(f"{count} cells sent")
 
 
 def _keep_matplotlib_in(cache: Path) -> None:

@@ -40,6 +40,7 @@ from flr_bench.registry import PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
 from flr_bench.runner.hardware import accelerator
 from flr_bench.runner.store import Store, write_json
+from flr_bench.runner.telemetry import watching
 from flr_bench.runner.traces import write_traces
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Workshop:
             checkpoints=self.store.checkpoints(cell.hash),
             cache=self.settings.cache,
         )
-        with measured(cell.machine) as cost:
+        with measured(cell.machine, folder) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
         _remove(folder / "scratch")
         return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
@@ -216,7 +217,7 @@ class Workshop:
             cache=self.settings.cache,
             devices=cell.machine.devices,
         )
-        with measured(cell.machine) as cost:
+        with measured(cell.machine, folder) as cost:
             fitted = recommender.fit(split, context)
         _check_report(fitted, cell)
         if self.settings.rank == 0:
@@ -257,7 +258,7 @@ class Workshop:
             read = asked if change is None else change_histories(asked, change, log)
             return recommender.rank(read, k, params, context)
 
-        with measured(fit.machine) as cost:
+        with measured(fit.machine, folder) as cost:
             ranking = rank_by_rule(rank, examples, max(cell.ks), len(ranked.catalog), fit.examples)
         if self.settings.rank:
             return dict(cost.figures)
@@ -455,29 +456,31 @@ class _Reporter:
 
 
 class Cost:
-    """Seconds and peak memory of a block."""
+    """Seconds, peak memory and, where hardware counts it, energy of a block."""
 
     def __init__(self) -> None:
         """Nothing measured yet."""
-        self.figures: dict[str, float | int] = {}
+        self.figures: dict[str, Any] = {}
 
 
 @contextlib.contextmanager
-def measured(machine: Machine) -> Iterator[Cost]:
+def measured(machine: Machine, folder: Path | None = None) -> Iterator[Cost]:
     """Measure wall-clock seconds and the peak memory of this process (on a GPU, of the device).
 
     The process's peak is reset first where the system allows it (Linux), so that one cell's peak is
-    not the next one's.
+    not the next one's.  What the machine did meanwhile goes to ``system.json`` in ``folder``.
     """
-    cost = Cost()
+    cost, energy = Cost(), dict[str, Any]()
     _reset_peak(machine.device)
-    start = time.perf_counter()
-    yield cost
-    if machine.device != "cpu":
-        import torch
+    with watching(machine.device, folder, energy):
+        start = time.perf_counter()
+        yield cost
+        if machine.device != "cpu":
+            import torch
 
-        torch.cuda.synchronize()
-    cost.figures = {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes(machine.device)}
+            torch.cuda.synchronize()
+        cost.figures = {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes(machine.device)}
+    cost.figures |= energy
 
 
 def _reset_peak(device: str) -> None:
@@ -557,7 +560,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_earlier(cost: Cost, report: FitReport) -> dict[str, float | int]:
+def _with_earlier(cost: Cost, report: FitReport) -> dict[str, Any]:
     """The cost of a fit, with the seconds of the part before the checkpoint that it went on from."""
     earlier = report.measurements.get("earlier_seconds", 0.0)
     return {**cost.figures, "seconds": cost.figures["seconds"] + earlier}
