@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from flr_bench.report.budgets import budget_sentence
 from flr_bench.report.reading import Cell, SuiteView
 from flr_bench.report.render import GAP
 
@@ -20,10 +21,16 @@ def caption(view: SuiteView, data: str) -> str:
         *_filters(_manifest_of(view, data)),
         *_limits(settings),
         *_budgets(settings.get("budgets")),
+        *_tuned(settings.get("tuned")),
         *remarks(view, data),
         *_external(view, data),
     ]
-    return "; ".join(parts) + "."
+    return " ".join(filter(None, ("; ".join(parts) + ".", budget_sentence(view, data))))
+
+
+def _tuned(name: Any) -> list[str]:
+    """That parameters are not the suite's own, but chosen on valid."""
+    return [] if name is None else [f"parameters of {name}, tuned on valid for each method that it has"]
 
 
 def _external(view: SuiteView, data: str) -> list[str]:
