@@ -34,6 +34,7 @@ from flr_bench.commands.options import (
     Seeds,
     SuiteName,
     Track,
+    UntilConverged,
     Workers,
 )
 from flr_bench.commands.score import score
@@ -101,6 +102,7 @@ def run(
     workers: Workers = None,
     devices: Devices = None,
     data: DataNames = None,
+    converged: UntilConverged = False,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -123,7 +125,9 @@ def run(
         say=_say,
     )
     try:
-        session = run_session(Request(suite, profile, seeds, only, devices, data), folders, mode, workers, frontend)
+        session = run_session(
+            Request(suite, profile, seeds, only, devices, data, converged), folders, mode, workers, frontend
+        )
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -142,6 +146,7 @@ def ablate(
     workers: Workers = None,
     devices: Devices = None,
     data: DataNames = None,
+    converged: UntilConverged = False,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -152,7 +157,10 @@ def ablate(
     track: Track = True,
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
-    run(suite, profile, seeds, only, workers, devices, data, mode, runs, cache, mlruns, results, quiet, as_json, track)
+    run(
+        suite, profile, seeds, only, workers, devices, data, converged, mode,
+        runs, cache, mlruns, results, quiet, as_json, track,
+    )  # fmt: skip
 
 
 @inspect_app.command("search")
@@ -298,6 +306,7 @@ def plan(
     workers: Workers = None,
     devices: Devices = None,
     data: DataNames = None,
+    converged: UntilConverged = False,
     runs: Runs = RUNS,
     cache: Cache = CACHE,
     as_json: AsJson = False,
@@ -308,7 +317,7 @@ def plan(
     from flr_bench.runner.store import Store
 
     store = Store(runs)
-    planned = Request(suite, profile, seeds, only, devices, data).plan(cache)
+    planned = Request(suite, profile, seeds, only, devices, data, converged).plan(cache)
     count = workers or planned.profile.workers
     typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
 

@@ -119,10 +119,11 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the suite asks for and some rows cannot have, one line each."""
+        """What the command line changed, and what the suite asks for and some rows cannot have, one line each."""
         if not self.not_transferred:
-            return ()
+            return self.file.notes
         return (
+            *self.file.notes,
             "without a zero-shot row, since they cannot rank a catalog they were not fitted on: "
             f"{', '.join(self.not_transferred)}",
         )

@@ -175,12 +175,14 @@ class SuiteFile:
         path: the file.
         lines: line (from 1) of every field, by its path of keys and indices.
         replaced: fields that the command line gave in place of the file.
+        notes: what the command line changed that the user should be told of, one line each.
     """
 
     suite: Suite
     path: Path
     lines: Mapping[Location, int] = field(repr=False)
     replaced: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def error(self, where: Location, message: str) -> UsageError:
         """An error that names file, line and field, or the option that took the field's place."""
