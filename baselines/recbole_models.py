@@ -407,16 +407,15 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         counted, told = 0, 0.0
         for step, rows in enumerate(batches, start=1):
             fields = self.training_batch(sequences.take(rows))
-            if fields is None:
-                continue
-            loss = self.loss(fields)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total, counted = total + loss.detach(), counted + 1
+            if fields is not None:
+                loss = self.loss(fields)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total, counted = total + loss.detach(), counted + 1
             if step == len(batches) or time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
-                values = {"loss": float(total) / counted}
+                values = {"loss": float(total) / max(counted, 1)}
                 context.progress(Progress(epoch, context.budget.epochs, step, len(batches), values))
         return float(total) / max(counted, 1)
 

@@ -28,7 +28,7 @@ from flr_bench.runner.suite import (
     merged,
     resolve_seeds,
 )
-from flr_bench.runner.tuned import with_tuned
+from flr_bench.runner.tuned import check_tuned, with_tuned
 
 SEPARATOR = " · "
 
@@ -148,7 +148,7 @@ class Plan:
             **{name: dumped[name] for name in ("max_history", "seen_items", "split", "filters", "shared")},
             **profile.model_dump(mode="json", exclude={"shared", "seeds", "workers"} | _of_no_account(profile)),
             "shared": merged(suite.shared, profile.shared),
-            **({} if suite.tuned is None else {"tuned": suite.tuned}),
+            **({} if self.file.tuned is None else {"tuned": self.file.tuned.record}),
         }
         return {
             "format": 1,
@@ -317,6 +317,7 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
     prepared = prepare_data(file, profile, cache)
     _check_k(file, prepared)
     origins = _prepare_origins(file, profile_name, cache, prepared)
+    check_tuned(file, profile, [data.ref for data in (*prepared, *origins)])
     rows: list[Row] = []
     for entry in entries:
         rows += _rows(entry, file, profile, seeds, Places([data.ref for data in prepared], origins))
@@ -438,6 +439,11 @@ class _Entry:
     params: Params
     stages: tuple[str, ...]
     rank_params: Mapping[str | None, Params]
+    tuned: Mapping[str, Params]
+
+    def params_on(self, data: DataRef) -> Params:
+        """The fit parameters on a data set: those tuned there, if the suite names any."""
+        return self.tuned.get(data.key, self.params)
 
     @classmethod
     def resolve(cls, file: SuiteFile, profile_name: str, index: int) -> _Entry:
@@ -449,11 +455,13 @@ class _Entry:
             raise file.error((*where, "name"), str(error)) from error
         family = method.family
         shared: tuple[Location, ...] = (("profiles", profile_name, "shared", family), ("shared", family))
-        params = file.check(
-            method.FitParams,
-            merged(shared_params(file, file.profile(profile_name), method), spec.params),
-            ((*where, "params"), *shared),
-        )
+        places: tuple[Location, ...] = ((*where, "params"), *shared)
+        common = shared_params(file, file.profile(profile_name), method)
+        params = file.check(method.FitParams, merged(common, spec.params), places)
+        tuned = {
+            data: file.check(method.FitParams, merged(common, found, spec.params), (*places, ("tuned",)))
+            for data, found in ({} if file.tuned is None else file.tuned.of(spec)).items()
+        }
         stages = spec.stages or method.stages[-1:]
         _check_stages(file, where, method, spec, stages)
         decodings: tuple[str | None, ...] = spec.decodings or (None,)
@@ -465,7 +473,7 @@ class _Entry:
             )
             for decoding in decodings
         }
-        return cls(spec, where, method, params, stages, rank_params)
+        return cls(spec, where, method, params, stages, rank_params, tuned)
 
 
 def shared_params(file: SuiteFile, profile: Profile, method: type[Recommender]) -> dict[str, Any]:
@@ -520,7 +528,7 @@ def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ..
                 builder = _Builder(
                     file, profile, fitted, seed, entry.where, spec.label or spec.name, fingerprints, condition
                 )
-                fit = builder.fit(spec.name, entry.params, stage)
+                fit = builder.fit(spec.name, entry.params_on(fitted), stage)
                 cells[(ref.key, seed)] = builder.rank(fit, rank_params, label, ref)
         return cells
 

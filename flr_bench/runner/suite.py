@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,9 @@ from flr_bench.data.prepared import FilterParams, SplitParams
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.interface import Budget, Params
 from flr_bench.runner.conditions import Conditions
+
+if TYPE_CHECKING:
+    from flr_bench.runner.tuned import TunedFile
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -176,6 +179,7 @@ class SuiteFile:
         lines: line (from 1) of every field, by its path of keys and indices.
         replaced: fields that the command line gave in place of the file.
         notes: what the command line changed that the user should be told of, one line each.
+        tuned: the tuned parameters that it names, once they are read.
     """
 
     suite: Suite
@@ -183,6 +187,7 @@ class SuiteFile:
     lines: Mapping[Location, int] = field(repr=False)
     replaced: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    tuned: TunedFile | None = None
 
     def error(self, where: Location, message: str) -> UsageError:
         """An error that names file, line and field, or the option that took the field's place."""
