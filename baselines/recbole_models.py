@@ -133,7 +133,12 @@ class GRU4RecParams(SequentialParams):
     embedding_size: int = Field(
         default=64, ge=1, description="width of item embeddings", json_schema_extra=_search(choices=[64, 128])
     )
-    hidden_size: int = Field(default=128, ge=1, description="width of the recurrent state")
+    hidden_size: int = Field(
+        default=128,
+        ge=1,
+        description="width of the recurrent state",
+        json_schema_extra=_search(choices=[64, 128, 256]),
+    )
     num_layers: int = Field(default=1, ge=1, description="recurrent layers", json_schema_extra=_search(choices=[1, 2]))
     dropout_prob: float = Field(
         default=0.3, ge=0, lt=1, description="dropout of embeddings", json_schema_extra=_search(low=0.1, high=0.6)
@@ -153,9 +158,16 @@ class CaserParams(SequentialParams):
         description="dropout after the convolutions",
         json_schema_extra=_search(low=0.1, high=0.6),
     )
-    reg_weight: float = Field(default=1e-4, ge=0, description="weight of the L2 norms added to the loss")
-    nv: int = Field(default=4, ge=1, description="vertical filters")
-    nh: int = Field(default=8, ge=1, description="horizontal filters of each height")
+    reg_weight: float = Field(
+        default=1e-4,
+        ge=0,
+        description="weight of the L2 norms added to the loss",
+        json_schema_extra=_search(low=1e-6, high=1e-2, log=True),
+    )
+    nv: int = Field(default=4, ge=1, description="vertical filters", json_schema_extra=_search(choices=[2, 4, 8]))
+    nh: int = Field(
+        default=8, ge=1, description="horizontal filters of each height", json_schema_extra=_search(choices=[4, 8, 16])
+    )
 
 
 class _Config(dict[str, Any]):

@@ -38,7 +38,9 @@ def tuning_figure(studies: Sequence[Tuned], metric: str) -> Figure:
             _expected(row[1], study, look, band=len(shown) <= MOST_BANDS)
             _by_seconds(row[2], study, look)
         several = f", {name}" if len(data) > 1 else ""
-        _finish(row, [f"Best so far{several}", "Expected best of n trials", "By compute"], metric)
+        spread = " (80 % of draws)" if len(shown) <= MOST_BANDS else ""
+        titles = [f"Best so far{several}", f"Expected best of n trials{spread}", "By compute (thin: best so far)"]
+        _finish(row, titles, metric)
     _legend(figure, looks)
     return figure
 

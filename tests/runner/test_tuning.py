@@ -108,7 +108,7 @@ def test_no_bit_of_a_test_example_reaches_tuning(suite: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("prune", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_study_goes_on_to_the_same_end(suite: Path, tmp_path: Path, prune: bool) -> None:
-    trials, only = (9, "fake_curve") if prune else (4, "fake_tunable")
+    trials, only = (9, "fake_curve") if prune else (3, "fake_tunable")
     expected = shown(run_in(tmp_path / "a", suite, trials, only=only, prune=prune))
     assert prune == ("pruned" in {trial[4] for trial in expected})
     code = (
@@ -124,7 +124,7 @@ def test_a_killed_study_goes_on_to_the_same_end(suite: Path, tmp_path: Path, pru
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TUNE_SLEEP": "0.05" if prune else "1"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     cells = tmp_path / "b" / "runs" / "cells"
-    while process.poll() is None and not (cells.is_dir() and len(list(cells.iterdir())) >= (5 if prune else 2)):
+    while process.poll() is None and not (cells.is_dir() and len(list(cells.iterdir())) >= (6 if prune else 2)):
         time.sleep(0.02)
     assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
@@ -162,17 +162,24 @@ def frozen(curve: Mapping[int, float], value: float | None) -> optuna.trial.Froz
     return optuna.trial.create_trial(state=state, value=value, intermediate_values=dict(curve))
 
 
-def test_pruning_depends_neither_on_workers_nor_on_what_the_store_has(suite: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_pruning_does_not_depend_on_workers(suite: Path, tmp_path: Path) -> None:
     text = suite.read_text(encoding="utf-8")
     suite.write_text(text.replace("contrasts:", "  - {name: fake_curve, label: again}\ncontrasts:"), encoding="utf-8")
     asked: dict[str, Any] = {"only": "fake_curve,again", "prune": True}
     expected = shown(run_in(tmp_path / "a", suite, 8, **asked))
+    assert "pruned" in {trial[4] for trial in expected}
     assert shown(run_in(tmp_path / "b", suite, 8, workers=2, **asked)) == expected
+
+
+def test_pruning_does_not_depend_on_what_the_store_has(suite: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"only": "fake_curve", "prune": True}
+    expected = shown(run_in(tmp_path / "a", suite, 7, **asked))
     # Another study trained the same parameters to the end before.
-    run_in(tmp_path / "c", suite, 8, **{**asked, "prune": False})
-    there = {path.name for path in (tmp_path / "c/runs/cells").iterdir()}
+    run_in(tmp_path / "b", suite, 7, **{**asked, "prune": False})
+    there = {path.name for path in (tmp_path / "b/runs/cells").iterdir()}
     assert there & {str(trial[3]) for trial in expected if trial[4] == "pruned"}
-    assert shown(run_in(tmp_path / "c", suite, 8, **asked)) == expected
+    assert shown(run_in(tmp_path / "b", suite, 7, **asked)) == expected
 
 
 def test_pruning_is_refused_where_a_method_tells_no_more_than_one_value(suite: Path, tmp_path: Path) -> None:
@@ -228,9 +235,9 @@ def test_the_tuned_file_tells_where_everything_came_from(suite: Path, tmp_path: 
 @pytest.fixture
 def tuned_suite(suite: Path, tmp_path: Path) -> Path:
     """The suite, naming the parameters that were tuned on two data sets."""
-    text = suite.read_text(encoding="utf-8").replace("data: [fake-data]", "data: [fake-data, fake-untitled]")
+    text = suite.read_text(encoding="utf-8").replace("data: [fake-data]", "data: [fake-data, fake-other]")
     suite.write_text(text, encoding="utf-8")
-    write_tuned(tuned_in(tmp_path / "a", suite, trials=4), suite.parent / "tuned.yaml")
+    write_tuned(tuned_in(tmp_path / "a", suite, trials=2), suite.parent / "tuned.yaml")
     suite.write_text(text.replace("recommenders:", "tuned: tuned.yaml\nrecommenders:"), encoding="utf-8")
     return suite
 
@@ -242,34 +249,35 @@ def test_a_suite_takes_the_parameters_tuned_on_each_data_set(tuned_suite: Path, 
     plain.write_text(text.replace("tuned: tuned.yaml\n", ""), encoding="utf-8")
     before = Request(str(plain), "cpu").plan(tmp_path / "a" / "cache")
     found = {entry.data: entry.params for entry in read_tuned(tuned_suite.parent / "tuned.yaml").entries}
-    assert found["fake-data"] != found["fake-untitled"]
     for old, new in zip(before.rows, after.rows, strict=True):
         for place, cell in new.cells.items():
             if new.method == "fake_tunable":
                 assert {name: cell.fit.params[name] for name in found[place[0]]} == found[place[0]]
             else:
                 assert cell.hash == old.cells[place].hash
-    assert after.record()["settings"]["tuned"]["effort"] == "4 trials for every method, seed 0"
+    assert after.record()["settings"]["tuned"]["effort"] == "2 trials for every method, seed 0"
     assert "tuned" not in before.record()["settings"]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "reason"),
-    [
+def test_parameters_tuned_otherwise_are_refused_in_one_line(tuned_suite: Path, tmp_path: Path) -> None:
+    text = tuned_suite.read_text(encoding="utf-8")
+    changes = [
         ("tuned: tuned.yaml", "tuned: none.yaml", r"tuned: cannot read .*none.yaml"),
-        ("fake-untitled]", "fake-untitled, ml-100k]", "has nothing tuned on ml-100k"),
-        ("seeds: 2", "seeds: 2\nfilters: {min_user: 2}", r"was tuned on fake-data prepared otherwise \(checksum"),
+        ("fake-other]", "fake-other, fake-third]", "has nothing tuned on fake-third"),
+        (
+            "seeds: 2",
+            "seeds: 2\nsplit: {fractions: [0.7, 0.1, 0.2]}",
+            r"tuned on fake-data prepared otherwise \(checksum",
+        ),
         ("seeds: 2", "seeds: 2\nmax_history: 4", "was tuned with max_history 10, the suite has 4"),
         ("epochs: 4", "epochs: 5", "was tuned with epochs 4 for the stage 'fit', the suite's profile has 5"),
-    ],
-)
-def test_parameters_tuned_otherwise_are_refused(
-    tuned_suite: Path, tmp_path: Path, old: str, new: str, reason: str
-) -> None:
-    tuned_suite.write_text(tuned_suite.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    with pytest.raises(UsageError, match=reason) as caught:
-        Request(str(tuned_suite), "cpu").plan(tmp_path / "a" / "cache")
-    assert "\n" not in str(caught.value)
+    ]
+    for old, new, reason in changes:
+        assert old in text
+        tuned_suite.write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(UsageError, match=reason) as caught:
+            Request(str(tuned_suite), "cpu").plan(tmp_path / "a" / "cache")
+        assert "\n" not in str(caught.value)
 
 
 def test_expected_best_is_the_mean_over_all_choices() -> None:

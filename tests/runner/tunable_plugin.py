@@ -11,7 +11,21 @@ import numpy as np
 from pydantic import Field
 
 from flr_bench.interface import Examples, FitReport, Progress, Ranking
-from flr_bench.registry import RECOMMENDERS
+from flr_bench.registry import RECOMMENDERS, SOURCES
+
+
+@SOURCES.register("fake-other")
+class Other(fakes.FakeData):
+    """Another made-up data set."""
+
+    users = 18
+
+
+@SOURCES.register("fake-third")
+class Third(fakes.FakeData):
+    """A third."""
+
+    users = 16
 
 
 class TunableParams(fakes.FakeParams):
