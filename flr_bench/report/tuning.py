@@ -150,6 +150,7 @@ def best_so_far(values: Sequence[float | None]) -> list[float]:
 def tuning_table(studies: Sequence[Tuned], words: TuningWords) -> Table:
     """Studies by row: effort, default, best, and what fewer trials would have found."""
     counts = [count for count in COUNTS if count < max(len(study.done) for study in studies)]
+    pruned, important = any(s.count("pruned") for s in studies), any(s.importances for s in studies)
     columns = (
         Column("data", "Data"),
         Column("method", "Method"),
@@ -157,7 +158,7 @@ def tuning_table(studies: Sequence[Tuned], words: TuningWords) -> Table:
         Column("parameters", "Parameters", "number", digits=0),
         Column("trials", "Trials", "number", digits=0),
         Column("failed", "Failed", "number", digits=0),
-        Column("pruned", "Pruned", "number", digits=0),
+        *((Column("pruned", "Pruned", "number", digits=0),) if pruned else ()),
         Column("by_budget", "Ended by epoch budget"),
         Column("seconds", "Training s", "number", digits=0),
         Column("default", "Default", "number"),
@@ -165,15 +166,16 @@ def tuning_table(studies: Sequence[Tuned], words: TuningWords) -> Table:
         Column("best", "Best", "number"),
         Column("gain", "Best - default", "number", signed=True),
         *(Column(f"expected_{count}", f"Expected best of {count} [80 %]", "interval") for count in counts),
-        Column("important", "Most important"),
+        *((Column("important", "Most important"),) if important else ()),
     )
-    body = [_study_row(study, counts) for study in studies]
+    body = [_study_row(study, counts, pruned=pruned, important=important) for study in studies]
     return Table(words.key, "Tuning", _caption(studies, words), columns, tuple(body), notes=_notes(studies))
 
 
-def _study_row(study: Tuned, counts: Sequence[int]) -> tuple[Entry, ...]:
+def _study_row(study: Tuned, counts: Sequence[int], *, pruned: bool, important: bool) -> tuple[Entry, ...]:
     done, default = study.done, study.trials[0].value or 0.0
-    numbers = (study.parameters, len(study.trials), study.count("failed"), study.count("pruned"))
+    numbers = [study.parameters, len(study.trials), study.count("failed")] + [study.count("pruned")] * pruned
+    names = ", ".join(f"{name} ({study.importances[name]:.2f})" for name in _by_importance(study)[:2])
     return (
         Entry(study.data),
         Entry(study.method),
@@ -186,7 +188,7 @@ def _study_row(study: Tuned, counts: Sequence[int]) -> tuple[Entry, ...]:
         Entry(value=max(done)),
         Entry(value=max(done) - default),
         *(_expected(done, count) for count in counts),
-        Entry(", ".join(f"{name} ({study.importances[name]:.2f})" for name in _by_importance(study)[:2])),
+        *((Entry(names),) if important else ()),
     )
 
 
@@ -220,7 +222,7 @@ def _caption(studies: Sequence[Tuned], words: TuningWords) -> str:
         f"One seed ({words.seed}), for the proposals and for every fit: the best of n trials is the luckiest on valid, "
         "too, so that its value is optimistic, the more so the more trials; only rows on test, over seeds, compare "
         "tuned methods. Test examples are neither ranked nor read.",
-        endings,
+        f"Of the stage that is tuned: {endings[0].lower()}{endings[1:]}" if endings else "",
         "Expected best of n: exact mean of the best of n of these trials, drawn at random without replacement, and the "
         "interval that holds the best of 80 % of such draws: what the order of the trials would have done, not what "
         "other proposals or seeds would. A pruned trial counts with its best value before it was ended, a failed one "

@@ -19,6 +19,15 @@ from flr_bench.runner.tuned import BUDGET_FIELDS, FORMAT, SETTINGS
 from flr_bench.runner.tuning import Tuning
 
 
+class _Plain(yaml.SafeDumper):
+    """YAML without references: what is said twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Of nothing."""
+        del data
+        return True
+
+
 def write_tuned(tuning: Tuning, path: Path) -> Path:
     """Write the tuned parameters with their provenance, for ``tuned:`` of a suite.
 
@@ -29,7 +38,8 @@ def write_tuned(tuning: Tuning, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        text = yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise FlrBenchError(f"cannot write {path}: {error.strerror}; choose another folder with --results") from error
