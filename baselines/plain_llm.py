@@ -16,6 +16,17 @@ class PlainLLMParams(LanguageModelParams):
     """Choices of the plain language model."""
 
     tune: Literal["full", "lora"] = Field(default="full", description="train all weights, or LoRA alone")
+    # With the step alone to tune it would be given less choice than the methods that it is held against.
+    batch_size: int = Field(
+        default=64, ge=1, description="examples per update", json_schema_extra={"search": {"choices": [32, 64, 128]}}
+    )
+    weight_decay: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="AdamW's weight decay, on matrices",
+        json_schema_extra={"search": {"low": 1e-4, "high": 0.3, "log": True}},
+    )
 
 
 @RECOMMENDERS.register("plain_llm")

@@ -143,7 +143,12 @@ class GRU4RecParams(SequentialParams):
     embedding_size: int = Field(
         default=64, ge=1, description="width of item embeddings", json_schema_extra=_search(choices=[64, 128])
     )
-    hidden_size: int = Field(default=128, ge=1, description="width of the recurrent state")
+    hidden_size: int = Field(
+        default=128,
+        ge=1,
+        description="width of the recurrent state",
+        json_schema_extra=_search(choices=[64, 128, 256]),
+    )
     num_layers: int = Field(default=1, ge=1, description="recurrent layers", json_schema_extra=_search(choices=[1, 2]))
     dropout_prob: float = Field(
         default=0.3, ge=0, lt=1, description="dropout of embeddings", json_schema_extra=_search(low=0.1, high=0.6)
@@ -163,9 +168,16 @@ class CaserParams(SequentialParams):
         description="dropout after the convolutions",
         json_schema_extra=_search(low=0.1, high=0.6),
     )
-    reg_weight: float = Field(default=1e-4, ge=0, description="weight of the L2 norms added to the loss")
-    nv: int = Field(default=4, ge=1, description="vertical filters")
-    nh: int = Field(default=8, ge=1, description="horizontal filters of each height")
+    reg_weight: float = Field(
+        default=1e-4,
+        ge=0,
+        description="weight of the L2 norms added to the loss",
+        json_schema_extra=_search(low=1e-6, high=1e-2, log=True),
+    )
+    nv: int = Field(default=4, ge=1, description="vertical filters", json_schema_extra=_search(choices=[2, 4, 8]))
+    nh: int = Field(
+        default=8, ge=1, description="horizontal filters of each height", json_schema_extra=_search(choices=[4, 8, 16])
+    )
 
 
 class _Config(dict[str, Any]):
@@ -436,17 +448,16 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         losses: list[tuple[int, Tensor]] = []  # since they were looked at
         for step, rows in enumerate(batches, start=1):
             fields = self.training_batch(sequences.take(rows))
-            if fields is None:
-                continue
-            loss = self.loss(fields)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total, counted = total + loss.detach(), counted + 1
-            losses.append((step, loss.detach()))
+            if fields is not None:
+                loss = self.loss(fields)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total, counted = total + loss.detach(), counted + 1
+                losses.append((step, loss.detach()))
             if step == len(batches) or time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
-                values = {"loss": float(total) / counted}
+                values = {"loss": float(total) / max(counted, 1)}
                 if not math.isfinite(values["loss"]):
                     raise self._diverged(course, losses, batches)
                 losses.clear()

@@ -42,6 +42,7 @@ from flr_bench.commands.options import (
     Seeds,
     SuiteName,
     Track,
+    UntilConverged,
     Workers,
 )
 from flr_bench.commands.plan import plan
@@ -120,6 +121,7 @@ def run(
     workers: Workers = None,
     devices: Devices = None,
     data: DataNames = None,
+    converged: UntilConverged = False,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -149,7 +151,9 @@ def run(
         execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
     )
     try:
-        session = run_session(Request(suite, profile, seeds, only, devices, data), folders, mode, workers, frontend)
+        session = run_session(
+            Request(suite, profile, seeds, only, devices, data, converged), folders, mode, workers, frontend
+        )
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -168,6 +172,7 @@ def ablate(
     workers: Workers = None,
     devices: Devices = None,
     data: DataNames = None,
+    converged: UntilConverged = False,
     mode: ModeOption = "missing",
     runs: Runs = RUNS,
     cache: Cache = CACHE,
@@ -185,28 +190,10 @@ def ablate(
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
     run(
-        suite,
-        profile,
-        seeds,
-        only,
-        workers,
-        devices,
-        data,
-        mode,
-        runs,
-        cache,
-        mlruns,
-        results,
-        quiet,
-        as_json,
-        track,
-        memory,
-        cell_memory,
-        cell_time,
-        per_gpu,
-        dask,
-        retry,
-    )
+        suite, profile, seeds, only, workers, devices, data, converged, mode,
+        runs, cache, mlruns, results, quiet, as_json, track,
+        memory, cell_memory, cell_time, per_gpu, dask, retry,
+    )  # fmt: skip
 
 
 @inspect_app.command("search")

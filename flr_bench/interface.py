@@ -416,6 +416,8 @@ class Recommender(ABC):
         revision: bumped whenever its results change; part of every cell's hash.
         stages: names of its stages in order; the last is what a plain row of a suite runs.
         stochastic: whether the seed matters; methods without randomness run once.
+        scheduled_stages: stages whose step size follows a schedule over the whole epoch budget, so that a larger
+            budget makes another course of training, not only a longer one.
         devices_supported: whether several processes can fit and rank together (``context.devices``).
         FitParams, RankParams: frozen parameter models.
     """
@@ -425,6 +427,7 @@ class Recommender(ABC):
     revision: ClassVar[int]
     stages: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = True
+    scheduled_stages: ClassVar[tuple[str, ...]] = ()
     devices_supported: ClassVar[bool] = False
     FitParams: ClassVar[type[Params]]
     RankParams: ClassVar[type[Params]] = Params

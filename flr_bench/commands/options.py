@@ -117,6 +117,15 @@ Retry = Annotated[bool, typer.Option("--retry", help="Try cells again that ended
 Devices = Annotated[
     int | None, typer.Option("--devices", min=1, help="Devices (on cpu: processes) that compute one cell together.")
 ]
+UntilConverged = Annotated[
+    bool,
+    typer.Option(
+        "--until-converged",
+        help="Patience (5 epochs at least) ends training, not the epoch budget: up to 1,000 epochs, or 10 times the "
+        "budget where a schedule spans it (language models); stages without patience stay. BERT4Rec needs many times "
+        "SASRec's epochs (arXiv 2207.07483). Tables under SUITE-converged.",
+    ),
+]
 RunMode = Literal["missing", "always", "only-cached", "strict"]
 ModeOption = Annotated[
     RunMode,

@@ -19,6 +19,7 @@ from flr_bench.commands.options import (
     Runs,
     Seeds,
     SuiteName,
+    UntilConverged,
     Workers,
 )
 from flr_bench.commands.tune import parse_budget
@@ -34,6 +35,7 @@ def plan(
     workers: Workers = None,
     devices: Devices = None,
     data: DataNames = None,
+    converged: UntilConverged = False,
     cells: Annotated[bool, typer.Option("--cells", help="Every cell with its hash, in place of the tree.")] = False,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Say how many whole seeds fit into a time such as 30m or 2h.")
@@ -59,7 +61,7 @@ def plan(
 
     seconds = None if budget is None else parse_budget(budget)
     store = Store(runs)
-    planned = Request(suite, profile, seeds, only, devices, data).plan(cache)
+    planned = Request(suite, profile, seeds, only, devices, data, converged).plan(cache)
     view = PlanView(planned, store, workers or planned.profile.workers)
     if calibrate:
         from flr_bench.runner.calibrate import calibrate as run_calibration
@@ -77,6 +79,7 @@ def plan(
         options |= {"--workers": workers, "--devices": devices}
         options |= {"--runs": None if runs == RUNS else runs, "--cache": None if cache == CACHE else cache}
         words = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+        words += ["--until-converged"] if converged else []
         typer.echo(purchase_text(bought, ["flr-bench", "run", *words], view.workers))
 
 

@@ -28,13 +28,17 @@ from flr_bench.commands.options import (
     Retry,
     Runs,
     SuiteName,
+    UntilConverged,
     Workers,
 )
 from flr_bench.errors import UsageError
 
 if TYPE_CHECKING:
-    from flr_bench.report.tuning import Tuned
-    from flr_bench.runner.tuning import Study
+    from pathlib import Path
+
+    from flr_bench.report.tuning import Tuned, TuningWords
+    from flr_bench.runner.studies import Study
+    from flr_bench.runner.tuning import TuneRequest, Tuning
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -65,6 +69,11 @@ def tune(
     stage: Annotated[
         str | None, typer.Option("--stage", help="Tune this stage of methods that have it, e.g. sft.")
     ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="End trials that are below the median of the finished ones after the same epoch."),
+    ] = False,
+    converged: UntilConverged = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the proposals and of every fit.")] = 0,
     workers: Workers = None,
     runs: Runs = RUNS,
@@ -87,15 +96,15 @@ def tune(
     from flr_bench.report.tuning import write_tuning
     from flr_bench.runner.progress import make_display
     from flr_bench.runner.session import Execution, Folders, Frontend
-    from flr_bench.runner.suite import find_suite, load_suite
-    from flr_bench.runner.tuning import TuneRequest, write_tuned
+    from flr_bench.runner.tuned_writing import write_tuned
+    from flr_bench.runner.tuning import TuneRequest
     from flr_bench.runner.tuning import tune as run_tuning
 
     if trials is not None and budget is not None:
         raise UsageError("--trials and --budget: give one of them")
     seconds = None if budget is None else parse_budget(budget)
     count = None if seconds is not None else (trials or 20)
-    request = TuneRequest(suite, profile, only, data, count, seconds, seed, stage)
+    request = TuneRequest(suite, profile, only, data, count, seconds, seed, stage, prune, converged)
     frontend = Frontend(
         lambda total: make_display(total, quiet=quiet, as_json=False),
         lambda: (),
@@ -103,38 +112,65 @@ def tune(
         execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
     )
     try:
-        studies = run_tuning(request, Folders(runs, cache, mlruns, results), workers, frontend)
+        tuning = run_tuning(request, Folders(runs, cache, mlruns, results), workers, frontend)
     except KeyboardInterrupt:
         typer.echo("interrupted: finished trials are kept; the same command goes on from there", err=True)
         raise typer.Exit(130) from None
     os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))
-    content = load_suite(find_suite(suite)).suite
-    folder = results / "tuning" / f"{content.name}-{profile}"
-    given = (
-        f"Every method that has something to tune had {count} trials."
-        if seconds is None
-        else f"Every method trained for {budget} or a little more."
-    )
-    shown = [summarised(study) for study in studies]
-    key = f"tuning-{content.name}-{profile}"
-    files = write_tuning(shown, folder, key=key, metric=content.primary, budget=given)
-    tuned = write_tuned(studies, request, folder / "tuned.yaml")
+    folder = results_folder(tuning, results)
+    shown = [summarised(study) for study in tuning.studies]
+    files = write_tuning(shown, folder, words(tuning))
+    tuned = write_tuned(tuning, folder / "tuned.yaml")
     if not quiet:
         typer.echo(next(path for path in files if path.suffix == ".md").read_text(encoding="utf-8"))
     typer.echo(f"tuned parameters in {tuned}")
 
 
+def results_folder(tuning: Tuning, results: Path) -> Path:
+    """``tuning/SUITE-PROFILE``, and what else makes the studies others than those without the option."""
+    request = tuning.request
+    parts = [tuning.plan.file.suite.name, request.profile, request.stage, "pruned" if request.prune else None]
+    return results / "tuning" / "-".join(part for part in parts if part)
+
+
+def words(tuning: Tuning) -> TuningWords:
+    """What tables say of the whole."""
+    from flr_bench.report.captions import sizes
+    from flr_bench.report.tuning import TuningWords
+
+    record, request = tuning.plan.record(), tuning.request
+    return TuningWords(
+        key=f"tuning-{record['name']}-{request.profile}",
+        suite=f"{record['suite']}, profile {request.profile}",
+        metric=record["primary"],
+        effort=effort(request),
+        sizes=sizes(record["settings"]),
+        seed=request.seed,
+    )
+
+
+def effort(request: TuneRequest) -> str:
+    """What every method was given, as a sentence."""
+    pruned = "; those below the median of the finished ones after the same epoch were ended" if request.prune else ""
+    if request.seconds is None:
+        return f"Equal trials, not equal compute: {request.trials} of every method that has something to tune{pruned}."
+    return (
+        f"Equal compute, not equal trials: every method trained for {request.seconds:g} s, and its last trial to the "
+        f"end{pruned}."
+    )
+
+
 def summarised(study: Study) -> Tuned:
     """The study as its report needs it."""
-    from flr_bench.report.tuning import Tuned
-    from flr_bench.runner.tuning import importances
+    from flr_bench.report.tuning import TrialPoint, Tuned
+    from flr_bench.runner.spaces import at
+    from flr_bench.runner.studies import importances
 
-    return Tuned(
-        study.data,
-        study.label,
-        study.stage,
-        tuple(trial.value for trial in study.trials),
-        study.seconds,
-        sum(trial.stopped_by == "budget" for trial in study.trials),
-        importances(study),
-    )
+    defaults = {name: at(study.base, name) for name in study.space}
+    points = [
+        TrialPoint(t.number, t.state, t.value, t.seconds, t.stopped_by, t.cell, {**defaults, **t.params})
+        for t in study.trials
+    ]
+    shares, count = importances(study)
+    patient = study.fit.budget.patience is not None
+    return Tuned(study.data, study.label, study.fit.stage, patient, len(study.space), tuple(points), shares, count)

@@ -75,6 +75,7 @@ class LanguageModelRecommender(Recommender):
 
     family: ClassVar[str] = "llm"
     stages: ClassVar[tuple[str, ...]] = ("untuned", "sft", "rl")
+    scheduled_stages: ClassVar[tuple[str, ...]] = ("sft", "rl")
     devices_supported: ClassVar[bool] = True
     FitParams: ClassVar[type[Params]] = LatentParams
     RankParams: ClassVar[type[Params]] = LanguageModelRankParams

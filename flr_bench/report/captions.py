@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from flr_bench.report.budgets import budget_sentence
 from flr_bench.report.reading import Cell, SuiteView
 from flr_bench.report.render import GAP
 
@@ -20,10 +21,19 @@ def caption(view: SuiteView, data: str) -> str:
         *_filters(_manifest_of(view, data)),
         *_limits(settings),
         *_budgets(settings.get("budgets")),
+        *_tuned(settings.get("tuned")),
         *remarks(view, data),
         *_external(view, data),
     ]
-    return "; ".join(parts) + "."
+    return " ".join(filter(None, ("; ".join(parts) + ".", budget_sentence(view, data))))
+
+
+def _tuned(tuned: Any) -> list[str]:
+    """That parameters are not the suite's own, but chosen on valid, and at what effort."""
+    if not isinstance(tuned, dict):
+        return []
+    about = f"sha256 {str(tuned['sha256'])[:12]}; {tuned['effort']}"
+    return [f"parameters of the methods in {tuned['file']} tuned on valid ({about})"]
 
 
 def _external(view: SuiteView, data: str) -> list[str]:
@@ -137,6 +147,11 @@ def _budgets(budgets: Any) -> list[str]:
         shown = [f"{words.get(k, k)} {_short(v)}" for k, v in sorted(given.items()) if v is not None]
         lines += [f"{stage}: {', '.join(shown)}"] if shown else []
     return [f"budgets ({' / '.join(lines)})"] if lines else []
+
+
+def sizes(settings: dict[str, Any]) -> str:
+    """How many examples a fit sees and how long it may train, for captions of other than a suite's rows."""
+    return "; ".join([*_limits(settings), *_budgets(settings.get("budgets"))])
 
 
 def _short(value: Any) -> str:

@@ -168,7 +168,7 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
         ax=axes,
     )
     axes.set_xscale("log")
-    _plain_log_ticks(axes)
+    plain_log_ticks(axes)
     axes.set_xlabel("seconds to train and rank (mean over seeds, without what is prepared once for all)")
     axes.set_ylabel(metric_title(view.primary))
     axes.set_title(f"{view.version}, {view.profile} profile, {data}", loc="left")
@@ -176,7 +176,7 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
     return figure
 
 
-def _plain_log_ticks(axes: Axes) -> None:
+def plain_log_ticks(axes: Axes) -> None:
     """Ticks written out instead of as powers: at 1, 2 and 5 times powers of ten, over a wide range at powers only."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

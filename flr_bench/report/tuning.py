@@ -1,19 +1,45 @@
-"""What ``flr-bench tune`` publishes: a table of the studies, and performance as a function of the tuning budget."""
+"""What ``flr-bench tune`` publishes: its studies as a table, every trial, and performance by trials and by compute."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flr_bench.report.figures import rendered
-from flr_bench.report.render import Column, Entry, Table, to_csv, to_latex, to_markdown
+from flr_bench.report.budgets import BUDGET, PATIENCE, ended_by_budget
+from flr_bench.report.render import Column, Entry, Table, to_latex, to_markdown
 from flr_bench.report.write import make_folder, write_file
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+COUNTS = (1, 2, 5, 10, 20, 50)
+"""Numbers of trials whose expected best the table tells, as far as there are more trials."""
+INTERVAL = 0.8
+"""Share of the choices of n trials whose best lies within the interval."""
+
+
+@dataclass(frozen=True)
+class TrialPoint:
+    """One trial, as the report needs it.
+
+    Attributes:
+        number: from 0, the default.
+        state: ``"complete"``, ``"pruned"`` or ``"failed"``.
+        value: best on valid after any epoch; of a pruned trial before it was ended; ``None`` where the fit failed.
+        seconds: of training, with the fits that it builds on.
+        stopped_by: what ended training.
+        cell: hash of its fit.
+        params: the tuned parameters by dotted name, the default's too.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    seconds: float
+    stopped_by: str
+    cell: str
+    params: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -22,24 +48,61 @@ class Tuned:
 
     Attributes:
         data, method, stage: what was tuned.
-        values: of each trial on valid, in order, the default first; ``None`` where the fit failed.
-        seconds: training seconds of all trials.
-        by_budget: trials whose training the epoch budget ended, not the patience.
-        importances: share of each parameter in the variance of the values (fANOVA), if there are enough trials.
+        patient: whether training could end before its epoch budget.
+        parameters: how many were tuned.
+        trials: in order, the default first.
+        importances: share of each parameter in the variance of the values (fANOVA); empty for too few trials.
+        importance_trials: how many trials those rest on.
     """
 
     data: str
     method: str
     stage: str
-    values: tuple[float | None, ...]
-    seconds: float
-    by_budget: int
+    patient: bool
+    parameters: int
+    trials: tuple[TrialPoint, ...]
     importances: Mapping[str, float]
+    importance_trials: int
 
     @property
     def done(self) -> list[float]:
-        """The values of the trials that did not fail."""
-        return [value for value in self.values if value is not None]
+        """The values of the trials that have one: what their training gave before it ended, however it ended."""
+        return [trial.value for trial in self.trials if trial.value is not None]
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all trials."""
+        return sum(trial.seconds for trial in self.trials)
+
+    def count(self, state: str) -> int:
+        """How many trials ended so."""
+        return sum(trial.state == state for trial in self.trials)
+
+    @property
+    def label(self) -> str:
+        """How figures and notes name it."""
+        return f"{self.method} · {self.data}"
+
+
+@dataclass(frozen=True)
+class TuningWords:
+    """What tables say of the whole.
+
+    Attributes:
+        key: name for LaTeX labels.
+        suite: version and profile.
+        metric: the validation metric that decided.
+        effort: what every method was given: trials or seconds.
+        sizes: examples and budgets of a fit.
+        seed: of proposals and fits.
+    """
+
+    key: str
+    suite: str
+    metric: str
+    effort: str
+    sizes: str
+    seed: int
 
 
 def expected_best(values: Sequence[float], draws: int) -> float:
@@ -57,6 +120,23 @@ def expected_best(values: Sequence[float], draws: int) -> float:
     return ways / comb(len(ordered), draws)
 
 
+def best_interval(values: Sequence[float], draws: int, share: float = INTERVAL) -> tuple[float, float]:
+    """Between which values the maximum of ``draws`` of them lies in the central ``share`` of the choices: exact.
+
+    At most the ``i``-th smallest value is the maximum of C(i, draws) of the C(N, draws) choices.
+
+    Args:
+        values: ``N`` finite numbers.
+        draws: from 1 to ``N``.
+        share: between 0 and 1.
+    """
+    ordered, ways = sorted(values), comb(len(values), draws)
+    below = [comb(index + 1, draws) / ways for index in range(len(ordered))]
+    low, high = ((1 - share) / 2, (1 + share) / 2)
+    ends = [next(v for v, reached in zip(ordered, below, strict=True) if reached >= end - 1e-12) for end in (low, high)]
+    return ends[0], ends[1]
+
+
 def best_so_far(values: Sequence[float | None]) -> list[float]:
     """The best value after each trial; a trial that failed changes nothing."""
     best, out = float("-inf"), []
@@ -66,106 +146,146 @@ def best_so_far(values: Sequence[float | None]) -> list[float]:
     return out
 
 
-def tuning_table(studies: Sequence[Tuned], *, key: str, metric: str, budget: str) -> Table:
-    """Studies by row: default, best, what fewer trials would have found.
-
-    Args:
-        studies: all of one run.
-        key: name for LaTeX labels.
-        metric: the validation metric that decided.
-        budget: what every method was given, in words.
-    """
-    counts = [count for count in (1, 2, 5, 10, 20, 50) if count <= max(len(study.done) for study in studies)]
+# ---------------------------------------------------------------- table
+def tuning_table(studies: Sequence[Tuned], words: TuningWords) -> Table:
+    """Studies by row: effort, default, best, and what fewer trials would have found."""
+    counts = [count for count in COUNTS if count < max(len(study.done) for study in studies)]
+    pruned, important = any(s.count("pruned") for s in studies), any(s.importances for s in studies)
     columns = (
         Column("data", "Data"),
         Column("method", "Method"),
         Column("stage", "Stage"),
+        Column("parameters", "Parameters", "number", digits=0),
         Column("trials", "Trials", "number", digits=0),
         Column("failed", "Failed", "number", digits=0),
-        Column("by_budget", "Ended by epoch budget", "number", digits=0),
+        *((Column("pruned", "Pruned", "number", digits=0),) if pruned else ()),
+        Column("by_budget", "Ended by epoch budget"),
+        Column("seconds", "Training s", "number", digits=0),
         Column("default", "Default", "number"),
+        Column("place", "Default's place"),
         Column("best", "Best", "number"),
         Column("gain", "Best - default", "number", signed=True),
-        *(Column(f"expected_{count}", f"Expected best of {count}", "number") for count in counts),
-        Column("important", "Most important"),
+        *(Column(f"expected_{count}", f"Expected best of {count} [80 %]", "interval") for count in counts),
+        *((Column("important", "Most important"),) if important else ()),
     )
-    body = []
-    for study in studies:
-        done = study.done
-        default, best = study.values[0] or 0.0, max(done)
-        top = sorted(study.importances, key=lambda name: -study.importances[name])[:2]
-        body.append(
-            (
-                Entry(study.data),
-                Entry(study.method),
-                Entry(study.stage),
-                *(Entry(value=float(n)) for n in (len(study.values), len(study.values) - len(done), study.by_budget)),
-                *(Entry(value=value) for value in (default, best, best - default)),
-                *(Entry(value=expected_best(done, n)) if n <= len(done) else Entry() for n in counts),
-                Entry(", ".join(f"{name} ({study.importances[name]:.2f})" for name in top)),
-            )
-        )
-    by_budget, every = sum(study.by_budget for study in studies), sum(len(study.values) for study in studies)
-    caption = (
-        f"Tuning by {metric} on valid with one seed; test examples are not ranked. {budget} The first trial has the "
-        "suite's own parameters, the others are proposed by a seeded TPE; none is pruned, since methods report "
-        "different numbers of epochs. Expected best of n: exact mean of the best of n of the trials that did not "
-        f"fail, drawn without replacement. The epoch budget, not patience, ended training in {by_budget} of {every} "
-        "trials. Most important: share of the variance of the values by fANOVA; of few trials it says little."
+    body = [_study_row(study, counts, pruned=pruned, important=important) for study in studies]
+    return Table(words.key, "Tuning", _caption(studies, words), columns, tuple(body), notes=_notes(studies))
+
+
+def _study_row(study: Tuned, counts: Sequence[int], *, pruned: bool, important: bool) -> tuple[Entry, ...]:
+    done, default = study.done, study.trials[0].value or 0.0
+    numbers = [study.parameters, len(study.trials), study.count("failed")] + [study.count("pruned")] * pruned
+    names = ", ".join(f"{name} ({study.importances[name]:.2f})" for name in _by_importance(study)[:2])
+    return (
+        Entry(study.data),
+        Entry(study.method),
+        Entry(study.stage),
+        *(Entry(value=float(number)) for number in numbers),
+        Entry(_by_budget(study)),
+        Entry(value=study.seconds),
+        Entry(value=default),
+        Entry(f"{1 + sum(value > default for value in done)} of {len(done)}"),
+        Entry(value=max(done)),
+        Entry(value=max(done) - default),
+        *(_expected(done, count) for count in counts),
+        *((Entry(names),) if important else ()),
     )
-    return Table(key, "Tuning", caption, columns, tuple(body))
 
 
-def tuning_figure(studies: Sequence[Tuned], metric: str) -> Figure:
-    """Best so far in the order of the trials, and the expected best of n trials, one line per study."""
-    from matplotlib.figure import Figure
+def _by_budget(study: Tuned) -> str:
+    """``8 of 10`` of the trials that were trained by epochs to their end."""
+    if not study.patient:
+        return "no patience"
+    ended = [trial.stopped_by for trial in study.trials if trial.stopped_by in (BUDGET, PATIENCE)]
+    return f"{ended.count(BUDGET)} of {len(ended)}" if ended else ""
 
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    several = len({study.data for study in studies}) > 1
+
+def _expected(values: Sequence[float], count: int) -> Entry:
+    if count > len(values):
+        return Entry()
+    low, high = best_interval(values, count)
+    return Entry(value=expected_best(values, count), low=low, high=high)
+
+
+def _by_importance(study: Tuned) -> list[str]:
+    return sorted(study.importances, key=lambda name: -study.importances[name])
+
+
+def _caption(studies: Sequence[Tuned], words: TuningWords) -> str:
+    endings = ended_by_budget(
+        (study.method, trial.stopped_by, study.patient) for study in studies for trial in study.trials
+    )
+    parts = (
+        f"Suite {words.suite}: tuning by {words.metric} on valid; {words.sizes}. {words.effort}",
+        "The first trial has the suite's own parameters, up to ten are drawn at random, later ones proposed by TPE; a "
+        "method without parameters to tune has the first alone.",
+        f"One seed ({words.seed}), for the proposals and for every fit: the best of n trials is the luckiest on valid, "
+        "too, so that its value is optimistic, the more so the more trials; only rows on test, over seeds, compare "
+        "tuned methods. Test examples are neither ranked nor read.",
+        f"Of the stage that is tuned: {endings[0].lower()}{endings[1:]}" if endings else "",
+        "Expected best of n: exact mean of the best of n of these trials, drawn at random without replacement, and the "
+        "interval that holds the best of 80 % of such draws: what the order of the trials would have done, not what "
+        "other proposals or seeds would. A pruned trial counts with its best value before it was ended, a failed one "
+        "not at all.",
+        "Training s: wall-clock seconds of all trials on the suite's threads, as measured where they ran.",
+        "Most important: share of the variance of the values by fANOVA." if any(s.importances for s in studies) else "",
+    )
+    return " ".join(filter(None, parts))
+
+
+def _notes(studies: Sequence[Tuned]) -> tuple[str, ...]:
+    """For which studies importances rest on how many trials, and where they are not shown."""
+    shown = [f"{study.label} {study.importance_trials}" for study in studies if study.importances]
+    few = [
+        f"{study.label} ({study.importance_trials} trials, {study.parameters} parameters)"
+        for study in studies
+        if study.parameters and not study.importances
+    ]
+    return (
+        *([f"Importances rest on so many trials: {', '.join(shown)}."] if shown else []),
+        *([f"Too few trials for importances: {', '.join(few)}."] if few else []),
+    )
+
+
+# ---------------------------------------------------------------- files
+def trials_csv(studies: Sequence[Tuned]) -> str:
+    """Every trial of every study: what was tried, what it gave, what it took; a column for each tuned parameter."""
+    names = sorted({name for study in studies for trial in study.trials for name in trial.params})
+    fields = ("number", "state", "value", "seconds", "stopped_by", "cell")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["data", "method", "stage", *fields, *names])
     for study in studies:
-        label = f"{study.method} · {study.data}" if several else study.method
-        counts = range(1, len(study.done) + 1)
-        left.step(range(1, len(study.values) + 1), best_so_far(study.values), where="post", label=label, marker=".")
-        right.plot(list(counts), [expected_best(study.done, n) for n in counts], label=label, marker=".")
-    left.set(xlabel="trial", ylabel=f"{metric} on valid", title="Best so far")
-    right.set(xlabel="trials n", title="Expected best of n trials")
-    right.legend(fontsize=7)
-    return figure
+        for trial in study.trials:
+            figures = ["" if (value := getattr(trial, name)) is None else value for name in fields]
+            tried = [trial.params.get(name, "") for name in names]
+            writer.writerow([study.data, study.method, study.stage, *figures, *tried])
+    return buffer.getvalue()
 
 
-def importance_figure(studies: Sequence[Tuned]) -> Figure | None:
-    """Bars of the parameters' importances, a panel per study; nothing where there are too few trials."""
-    from matplotlib.figure import Figure
-
-    shown = [study for study in studies if study.importances]
-    if not shown:
-        return None
-    figure = Figure(figsize=(3.2 * len(shown), 3.2), layout="constrained")
-    for axes, study in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        names = sorted(study.importances, key=lambda name: study.importances[name])
-        axes.barh(names, [study.importances[name] for name in names])
-        axes.set(title=f"{study.method} · {study.data}", xlabel="importance", xlim=(0, 1))
-    return figure
-
-
-def write_tuning(studies: Sequence[Tuned], folder: Path, *, key: str, metric: str, budget: str) -> list[Path]:
-    """Write ``tuning.{md,csv,tex}`` and the figures into ``folder``.
+def write_tuning(studies: Sequence[Tuned], folder: Path, words: TuningWords) -> list[Path]:
+    """Write ``tuning.{md,tex}``, every trial in ``tuning.csv``, and the figures into ``folder``.
 
     Raises:
         ResultsFolderError: the folder cannot be written.
     """
+    from flr_bench.report.figures import rendered
+    from flr_bench.report.tuning_figures import importance_figure, tuning_figure
+
     make_folder(folder)
-    table = tuning_table(studies, key=key, metric=metric, budget=budget)
+    table = tuning_table(studies, words)
     files = {
         "tuning.md": to_markdown(table).encode(),
-        "tuning.csv": to_csv([table]).encode(),
+        "tuning.csv": trials_csv(studies).encode(),
         "tuning.tex": to_latex(table).encode(),
     }
     figures = {
-        "tuning": rendered(lambda: tuning_figure(studies, metric)),
+        "tuning": rendered(lambda: tuning_figure(studies, words.metric)),
         "importances": rendered(lambda: importance_figure(studies)),
     }
     for name, forms in figures.items():
         files.update({f"figures/{name}.{ending}": content for ending, content in forms.items()})
+    for path in (folder / "figures").glob("importances.*"):
+        if f"figures/{path.name}" not in files:  # of an earlier run on other trials
+            path.unlink()
     return [write_file(folder / name, content) for name, content in sorted(files.items())]

@@ -224,6 +224,8 @@ class FitCell(Cell):
         machine: where it runs.
         budget: epochs, patience and what is watched.
         train_share: the share of the train users that it learns from; ``None`` for all, who go without saying.
+        stop_below: value on valid by epoch below which the fit is ended (:mod:`flr_bench.runner.pruning`); like the
+            label no part of the hash, since a fit that is ended leaves no cell.
     """
 
     kind: ClassVar[str] = "fit"
@@ -237,6 +239,7 @@ class FitCell(Cell):
     machine: Machine
     budget: Budget
     train_share: TrainShare | None = None
+    stop_below: Mapping[int, float] | None = None
 
     @property
     def own_inputs(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from flr_bench.runner.grids import point_of
 from flr_bench.runner.store import Store
 from flr_bench.runner.suite import Contrast, Profile, RecommenderEntry, StageBudget, SuiteFile, resolve_seeds
 from flr_bench.runner.suite_source import Location, merged
-from flr_bench.runner.tuned import with_tuned
+from flr_bench.runner.tuned import check_tuned, with_tuned
 
 SEPARATOR = " · "
 _HOW_TO_RUN = {"workers", "cell_memory", "cell_time"}
@@ -117,10 +117,11 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the suite asks for and some rows cannot have, one line each."""
+        """What the command line changed, and what the suite asks for and some rows cannot have, one line each."""
         if not self.not_transferred:
-            return ()
+            return self.file.notes
         return (
+            *self.file.notes,
             "without a zero-shot row, since they cannot rank a catalog they were not fitted on: "
             f"{', '.join(self.not_transferred)}",
         )
@@ -158,7 +159,7 @@ class Plan:
             **{name: dumped[name] for name in ("max_history", "seen_items", "split", "filters", "shared")},
             **profile.model_dump(mode="json", exclude=_HOW_TO_RUN | {"shared", "seeds"} | _of_no_account(profile)),
             "shared": merged(suite.shared, profile.shared),
-            **({} if suite.tuned is None else {"tuned": suite.tuned}),
+            **({} if self.file.tuned is None else {"tuned": self.file.tuned.record}),
         }
         return {
             "format": 1,
@@ -326,6 +327,7 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
     prepared = prepare_data(file, profile, cache)
     _check_k(file, prepared)
     origins = _prepare_origins(file, profile_name, cache, prepared)
+    check_tuned(file, profile, [data.ref for data in (*prepared, *origins)])
     rows: list[Row] = []
     places = Places([data.ref for data in prepared], origins)
     for entry in entries:
@@ -519,6 +521,11 @@ class _Entry:
     params: Params
     stages: tuple[str, ...]
     rank_params: Mapping[str | None, Params]
+    tuned: Mapping[str, Params]
+
+    def params_on(self, data: DataRef) -> Params:
+        """The fit parameters on a data set: those tuned there, if the suite names any."""
+        return self.tuned.get(data.key, self.params)
 
     @classmethod
     def resolve(cls, file: SuiteFile, profile_name: str, index: int) -> _Entry:
@@ -530,11 +537,13 @@ class _Entry:
             raise file.error((*where, "name"), str(error)) from error
         family = method.family
         shared: tuple[Location, ...] = (("profiles", profile_name, "shared", family), ("shared", family))
-        params = file.check(
-            method.FitParams,
-            merged(shared_params(file, file.profile(profile_name), method), spec.params),
-            ((*where, "params"), *shared),
-        )
+        places: tuple[Location, ...] = ((*where, "params"), *shared)
+        common = shared_params(file, file.profile(profile_name), method)
+        params = file.check(method.FitParams, merged(common, spec.params), places)
+        tuned = {
+            data: file.check(method.FitParams, merged(common, found, spec.params), (*places, ("tuned",)))
+            for data, found in ({} if file.tuned is None else file.tuned.of(spec)).items()
+        }
         stages = spec.stages or method.stages[-1:]
         _check_stages(file, where, method, spec, stages)
         _check_own_budgets(file, where, method, spec, profile_name)
@@ -547,7 +556,7 @@ class _Entry:
             )
             for decoding in decodings
         }
-        return cls(spec, where, method, params, stages, rank_params)
+        return cls(spec, where, method, params, stages, rank_params, tuned)
 
 
 def shared_params(file: SuiteFile, profile: Profile, method: type[Recommender]) -> dict[str, Any]:
@@ -600,7 +609,7 @@ def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ..
                 continue  # fitted on the data that it ranks: that is the entry's own row
             for seed in seeds if method.stochastic or condition.by_seed else (0,):
                 builder = _Builder(file, profile, fitted, seed, entry.where, spec, fingerprints, condition)
-                fit = builder.fit(spec.name, entry.params, stage)
+                fit = builder.fit(spec.name, entry.params_on(fitted), stage)
                 cells[(ref.key, seed)] = builder.rank(fit, rank_params, label, ref)
         return cells
 

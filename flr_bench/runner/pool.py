@@ -23,7 +23,7 @@ from typing import Any
 from flr_bench.runner.cell import Cell
 from flr_bench.runner.limits import NO_LIMITS, Limits, Watch
 from flr_bench.runner.store import Store
-from flr_bench.runner.work import Event, Job, WorkSettings, Workshop
+from flr_bench.runner.work import ENDED, Event, Job, WorkSettings, Workshop
 
 POLL_SECONDS = 0.5
 WATCH_SECONDS = 0.1
@@ -59,7 +59,7 @@ class _Worker:
         if event.kind == "started":
             self.cell = event.cell
             self.watch.restart()
-        elif event.kind in ("done", "failed"):
+        elif event.kind in ENDED:
             self.rest = tuple(cell for cell in self.rest if cell.hash != event.cell)
 
 

@@ -30,7 +30,7 @@ from flr_bench.runner.parcel import Parcel, pack, unpack
 from flr_bench.runner.pool import Pool
 from flr_bench.runner.provenance import environment
 from flr_bench.runner.store import Store, read_json
-from flr_bench.runner.work import Emit, Event, Job, WorkSettings
+from flr_bench.runner.work import ENDED, Emit, Event, Job, WorkSettings
 
 TOKEN = "token"  # noqa: S105 - a file's name
 """File in the runner's own folder of the store: who can read it sees the store."""
@@ -201,7 +201,7 @@ def _run(order: Order, store: Store, emit: Emit, wanted: Callable[[], bool]) -> 
     events: list[Event] = []
 
     def note(event: Event) -> None:
-        (events.append if event.kind in ("done", "failed") else emit)(event)
+        (events.append if event.kind in ENDED else emit)(event)
 
     with _child(order, store) as pool:
         pool.start(order.job)

@@ -11,6 +11,7 @@ from typing import Any
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.runner.cell import Cell, canonical_json
 from flr_bench.runner.claims import Claims
+from flr_bench.runner.convergence import until_converged
 from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells_to_run, run_plan
 from flr_bench.runner.executors import visible_gpus, worker_count
 from flr_bench.runner.limits import Limits, available_memory, parse_bytes, parse_memory, parse_seconds
@@ -50,6 +51,7 @@ class Request:
         only: ``--only``: methods or labels separated by commas, or ``None`` for all.
         devices: ``--devices``: processes, each with a device, that compute one cell; ``None`` for the profile's.
         data: ``--data``: data sets separated by commas, or ``None`` for the suite's own.
+        converged: ``--until-converged``: patience, not the epoch budget, ends training.
     """
 
     suite: str
@@ -58,6 +60,7 @@ class Request:
     only: str | None = None
     devices: int | None = None
     data: str | None = None
+    converged: bool = False
 
     def plan(self, cache: Path) -> Plan:
         """Find, read and plan the suite.
@@ -70,6 +73,8 @@ class Request:
         file = load_suite(find_suite(self.suite))
         if self.data is not None:
             file = file.with_data(name.strip() for name in self.data.split(","))
+        if self.converged:
+            file = until_converged(file, self.profile)
         return make_plan(file, self.profile, cache, selection)
 
 

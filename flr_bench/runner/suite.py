@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -18,6 +18,9 @@ from flr_bench.runner.conditions import Conditions
 from flr_bench.runner.grids import expand
 from flr_bench.runner.limits import parse_bytes, parse_seconds
 from flr_bench.runner.suite_source import Location, Place, dotted, place_of, read_source
+
+if TYPE_CHECKING:
+    from flr_bench.runner.tuned import TunedFile
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -223,12 +226,16 @@ class SuiteFile:
         path: the file.
         places: where every field stands, its file and line, by its path of keys and indices.
         replaced: fields that the command line gave in place of the file.
+        notes: what the command line changed that the user should be told of, one line each.
+        tuned: the tuned parameters that it names, once they are read.
     """
 
     suite: Suite
     path: Path
     places: Mapping[Location, Place] = field(repr=False)
     replaced: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    tuned: TunedFile | None = None
 
     def error(self, where: Location, message: str) -> UsageError:
         """An error that names file, line and field, or the option that took the field's place."""

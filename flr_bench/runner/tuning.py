@@ -1,47 +1,44 @@
 """``flr-bench tune``: the same number of trials, or the same seconds of training, for every method.
 
-One Optuna study per data set and method.  A trial is an ordinary fit cell of the suite with one seed, measured
-by the suite's primary metric on valid: nothing is ever ranked on test, and a fit that the store has is not run
-again.  Every study goes trial by trial, and the sampler is seeded by the trial's number, so that neither the
-number of workers (studies run side by side) nor an interruption changes what is proposed: only finished trials
-are written, and the one that was cut off is proposed again.
+One Optuna study per data set and method (:mod:`flr_bench.runner.studies`).  A trial is an ordinary fit cell of the
+suite with one seed, measured by the suite's primary metric on valid: nothing is ever ranked on test, and a fit that
+the store has is not run again.  Every study goes trial by trial, and the sampler is seeded by the trial's number, so
+that neither the number of workers (studies run side by side) nor an interruption changes what is proposed: only
+finished trials are written, and the one that was cut off is proposed again.
 
-Trials are not pruned: methods of different families report a different number of epochs.
+Seconds are those of training as measured on the wall, on the suite's number of threads, whenever the cells ran: a
+trial that builds on a cell of another one counts it as if it were trained alone.  Where more threads run than there
+are cores, they would count waiting; a budget of seconds refuses that.  Whatever else the machine computes meanwhile
+is beyond its sight: methods take turns, round by round, so that a disturbance meets all of them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from flr_bench.errors import FlrBenchError, UsageError
-from flr_bench.interface import Params
 from flr_bench.registry import RECOMMENDERS
-from flr_bench.runner.cell import FitCell, canonical_json
+from flr_bench.runner.cell import Cell, FitCell
 from flr_bench.runner.claims import Claims
-from flr_bench.runner.execute import run_plan
+from flr_bench.runner.convergence import until_converged
+from flr_bench.runner.execute import RunSettings, run_plan
+from flr_bench.runner.executors import cores
 from flr_bench.runner.plan import Plan, Row, closure, make_plan
+from flr_bench.runner.progress import Display
 from flr_bench.runner.provenance import environment
+from flr_bench.runner.pruning import epoch_values, pruned_after
 from flr_bench.runner.session import Folders, Frontend, run_settings
+from flr_bench.runner.spaces import nested
 from flr_bench.runner.store import Store, read_json
-from flr_bench.runner.suite import RecommenderEntry, Suite, SuiteFile, find_suite, load_suite
+from flr_bench.runner.studies import Study, Trial, open_studies, propose
+from flr_bench.runner.suite import Profile, RecommenderEntry, SuiteFile, find_suite, load_suite
 from flr_bench.runner.suite_source import merged
-
-if TYPE_CHECKING:
-    import optuna
-
-SHARED = ("backbone",)
-"""Parameters of what all methods of a family share; tuning them for one would give it another backbone."""
-
-INVALID_AT_MOST = 200
-"""Proposals in a row that a method may refuse before tuning gives up."""
+from flr_bench.runner.work import Event, WorkSettings, Workshop
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,12 @@ class TuneRequest:
     """What to tune.
 
     Attributes:
-        suite, profile, only, data: as in :class:`flr_bench.runner.session.Request`.
+        suite, profile, only, data, converged: as in :class:`flr_bench.runner.session.Request`.
         trials: trials of every study, the default parameters among them; ``None`` with ``seconds``.
         seconds: training seconds after which a study begins no further trial; ``None`` with ``trials``.
         seed: of the sampler and of every trial's fit.
         stage: which stage to tune of methods that have it (others: their last of the suite); ``None`` for the last.
+        prune: whether fits that fall behind are ended (:mod:`flr_bench.runner.pruning`).
     """
 
     suite: str
@@ -64,69 +62,46 @@ class TuneRequest:
     seconds: float | None = None
     seed: int = 0
     stage: str | None = None
+    prune: bool = False
+    converged: bool = False
+
+    def file(self) -> SuiteFile:
+        """The suite, on the data and with the budgets asked for.
+
+        Raises:
+            UsageError: a name or the suite file is wrong.
+        """
+        file = load_suite(find_suite(self.suite))
+        if self.data is not None:
+            file = file.with_data(name.strip() for name in self.data.split(","))
+        return until_converged(file, self.profile) if self.converged else file
+
+    def due(self, study: Study) -> bool:
+        """Whether a study has another trial to make; one without anything to tune has the default alone."""
+        if not study.space:
+            return not study.trials
+        if study.stuck:
+            return False
+        if self.seconds is not None:
+            return study.seconds < self.seconds
+        return len(study.trials) < (self.trials or 0)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One finished trial.
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """What came of tuning.
 
     Attributes:
-        number: from 0; 0 has the default parameters.
-        params: the tuned parameters by dotted name; of trial 0 those that differ from the suite's are none.
-        value: best value of the suite's primary metric on valid; ``None`` where the fit failed.
-        seconds: training time of the cells of the trial, whenever they ran.
-        cell: hash of the fit.
-        stopped_by: what ended training: ``"patience"``, ``"budget"`` or ``"closed_form"``.
+        request: what was asked for.
+        plan: the fits of the default parameters, with all settings of the suite.
+        store: where the cells of the trials are.
+        studies: one per data set and method.
     """
 
-    number: int
-    params: Mapping[str, Any]
-    value: float | None
-    seconds: float
-    cell: str
-    stopped_by: str
-
-
-@dataclass(eq=False)
-class Study:
-    """One data set and method.
-
-    Attributes:
-        data, method, label: what is tuned.
-        checksum: of the prepared data.
-        stage: the tuned stage.
-        space: search space by dotted name of a parameter.
-        trials: the finished ones.
-    """
-
-    data: str
-    method: str
-    label: str
-    checksum: str
-    stage: str
-    space: Mapping[str, Mapping[str, Any]]
-    base: Mapping[str, Any]
-    storage: optuna.study.Study = field(repr=False)
-    trials: list[Trial] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Training time of all trials."""
-        return sum(trial.seconds for trial in self.trials)
-
-    @property
-    def best(self) -> Trial | None:
-        """The trial with the highest value, the first of equals; ``None`` where every fit failed."""
-        done = [trial for trial in self.trials if trial.value is not None]
-        return max(done, key=lambda trial: (trial.value or 0.0, -trial.number)) if done else None
-
-    def open(self, request: TuneRequest) -> bool:
-        """Whether another trial is due; a study without anything to tune has one."""
-        if not self.space:
-            return not self.trials
-        if request.seconds is not None:
-            return self.seconds < request.seconds
-        return len(self.trials) < (request.trials or 0)
+    request: TuneRequest
+    plan: Plan
+    store: Store
+    studies: Sequence[Study]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,95 +109,11 @@ class TrialPlan(Plan):
     """The fits of one round of trials."""
 
 
-def search_space(model: type[BaseModel], stage_params: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The parameters that declare ``search`` and that the stage depends on, by dotted name.
-
-    Args:
-        model: a method's ``FitParams``.
-        stage_params: what :meth:`Recommender.stage_params` gives for the stage.
-    """
-    return dict(_spaces(model, stage_params, ""))
-
-
-def _spaces(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for name, info in model.model_fields.items():
-        if name not in values or (not prefix and name in SHARED):
-            continue
-        annotation, extra = info.annotation, info.json_schema_extra
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(values[name], Mapping):
-            yield from _spaces(annotation, values[name], f"{prefix}{name}.")
-        elif isinstance(extra, dict) and isinstance(extra.get("search"), dict):
-            space: Any = extra["search"]
-            yield prefix + name, space
-
-
-def nested(params: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"rl.noise": 1}`` as ``{"rl": {"noise": 1}}``."""
-    out: dict[str, Any] = {}
-    for name, value in params.items():
-        *folders, last = name.split(".")
-        place = out
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = value
-    return out
-
-
-def distribution(space: Mapping[str, Any]) -> optuna.distributions.BaseDistribution:
-    """Optuna's form of a search space: ``choices``, or ``low`` and ``high`` (whole numbers if both are)."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if "choices" in space:
-        return CategoricalDistribution(list(space["choices"]))
-    low, high, log = space["low"], space["high"], bool(space.get("log"))
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(low, high, log=log)
-
-
-def propose(study: Study, seed: int, validates: type[Params]) -> dict[str, Any]:
-    """The next trial's parameters: none for the first (the defaults), then TPE given the finished trials.
-
-    Proposals that the method refuses (a combination that has no meaning) are drawn anew and count nowhere.
-
-    Raises:
-        FlrBenchError: the method refuses every proposal.
-    """
-    import optuna
-
-    number = len(study.trials)
-    if number == 0:
-        return {}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {name: distribution(space) for name, space in study.space.items()}
-    for attempt in range(INVALID_AT_MOST):
-        key = canonical_json([seed, study.data, study.label, number, attempt])
-        sampler = optuna.samplers.TPESampler(seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
-        memory = optuna.create_study(direction="maximize", sampler=sampler)
-        memory.add_trials([_whole(trial) for trial in study.storage.get_trials(deepcopy=False)])
-        params = dict(memory.ask(distributions).params)
-        try:
-            validates.model_validate(merged(study.base, nested(params)))
-        except ValidationError:
-            continue
-        return params
-    raise FlrBenchError(f"{study.label} refuses {INVALID_AT_MOST} proposals in a row; narrow its search space")
-
-
-def _whole(trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
-    """The trial as the sampler sees it."""
-    import optuna
-
-    return optuna.trial.create_trial(
-        state=trial.state, params=trial.params, distributions=trial.distributions, value=trial.value
-    )
-
-
-def tune(request: TuneRequest, folders: Folders, workers: int | None, frontend: Frontend) -> list[Study]:
+def tune(request: TuneRequest, folders: Folders, workers: int | None, frontend: Frontend) -> Tuning:
     """Run every study to its end; what the store has of them is taken over.
 
     Raises:
-        UsageError: a name or the suite file is wrong.
+        UsageError: a name or the suite file is wrong, or the options do not go together.
         FlrBenchError: a folder cannot be written, another run is tuning the suite, or a default's fit fails.
         KeyboardInterrupt: interrupted; finished trials are kept.
     """
@@ -232,22 +123,55 @@ def tune(request: TuneRequest, folders: Folders, workers: int | None, frontend: 
         raise UsageError("--trials: at least 1, the default parameters")
     store = Store(folders.runs)
     folders.check()
-    file = load_suite(find_suite(request.suite))
-    if request.data is not None:
-        file = file.with_data(name.strip() for name in request.data.split(","))
+    file = request.file()
     make_plan(file, request.profile, folders.cache)  # the whole suite is checked, whatever is tuned of it
+    for note in file.notes:
+        frontend.say(note)
     file = on_validation(file, request)
-    plan = _planned(file, request, folders.cache, [])
+    plan = _planned(file, request.profile, folders.cache, [])
+    settings = run_settings(plan.profile, folders.cache, workers, frontend)
+    _check_machine(request, plan.profile, settings)
     store.initialise()
     with (
         Claims(store.root, frontend.say) as claims,
         claims.exclusive(f"studies {file.suite.version}-{request.profile}", f"is tuning {request.suite}", wait=False),
     ):
         store.sweep()
-        studies = open_studies(plan, file, request, store)
-        while due := [study for study in studies if study.open(request)]:
-            _round(due, file, request, folders, claims, workers, frontend)
-    return studies
+        journal = store.root / "studies" / f"{file.suite.version}-{request.profile}.journal"
+        studies = open_studies(plan, request.seed, journal, prune=request.prune)
+        rounds = _Rounds(request, file, claims, settings, frontend)
+        while due := [study for study in studies if request.due(study)]:
+            _check_pruning(studies, file.suite.primary)
+            rounds.run(due)
+        _check_pruning(studies, file.suite.primary)
+    return Tuning(request, plan, store, studies)
+
+
+def _check_machine(request: TuneRequest, profile: Profile, settings: RunSettings) -> None:
+    workers, have = settings.workers, cores()
+    here = profile.device == "cpu" and settings.dask is None
+    if request.seconds is not None and here and workers > 1 and workers * profile.threads > have:
+        raise UsageError(
+            f"--budget counts seconds of training, and {workers} workers of {profile.threads} threads on {have} cores "
+            f"would count waiting; give --workers {max(1, have // profile.threads)}, or --trials"
+        )
+    if request.prune and profile.devices > 1:
+        raise UsageError("--prune ends fits of one process; this profile has several devices compute a fit together")
+
+
+def _check_pruning(studies: Sequence[Study], metric: str) -> None:
+    """Refuse to prune unless every method's fit can be followed: trials of the others alone would be cut short.
+
+    Raises:
+        UsageError: names the methods that train one epoch, or whose default fit told no more than one value.
+    """
+    tuned = [study for study in studies if study.prunes and study.space]
+    short = [s.label for s in tuned if s.fit.budget.epochs < 2 or (s.trials and len(s.trials[0].curve) < 2)]
+    if short:
+        raise UsageError(
+            f"--prune needs {metric} on valid after more than one epoch, which these do not report: "
+            f"{', '.join(dict.fromkeys(short))}; leave them out with --only, raise the budget, or tune without --prune"
+        )
 
 
 def on_validation(file: SuiteFile, request: TuneRequest) -> SuiteFile:
@@ -285,7 +209,7 @@ def on_validation(file: SuiteFile, request: TuneRequest) -> SuiteFile:
     return replace(file, suite=file.suite.model_copy(update=update))
 
 
-def _planned(file: SuiteFile, request: TuneRequest, cache: Path, trials: Sequence[RecommenderEntry]) -> Plan:
+def _planned(file: SuiteFile, profile_name: str, cache: Path, trials: Sequence[RecommenderEntry]) -> Plan:
     """The plan of these entries, or of all; parameters shared with methods that are not among them are left out."""
     entries = tuple(trials) or file.suite.recommenders
     fields: dict[str, set[str]] = {}
@@ -300,201 +224,149 @@ def _planned(file: SuiteFile, request: TuneRequest, cache: Path, trials: Sequenc
             if family in fields
         }
 
-    profile = file.profile(request.profile)
-    profiles = {**file.suite.profiles, request.profile: profile.model_copy(update={"shared": taken(profile.shared)})}
+    profile = file.profile(profile_name)
+    profiles = {**file.suite.profiles, profile_name: profile.model_copy(update={"shared": taken(profile.shared)})}
     update = {"recommenders": entries, "shared": taken(file.suite.shared), "profiles": profiles}
-    return make_plan(replace(file, suite=file.suite.model_copy(update=update)), request.profile, cache)
+    return make_plan(replace(file, suite=file.suite.model_copy(update=update)), profile_name, cache)
 
 
-def open_studies(plan: Plan, file: SuiteFile, request: TuneRequest, store: Store) -> list[Study]:
-    """The studies of the plan's rows, with their finished trials from the store's journal."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+@dataclass(frozen=True, eq=False)
+class _Rounds:
+    """Makes trials, one of every study at a time."""
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder = store.root / "studies"
-    folder.mkdir(exist_ok=True)
-    path = str(folder / f"{file.suite.version}-{request.profile}.journal")
-    journal = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
-    storage = optuna.storages.JournalStorage(journal)
-    out = []
-    for row in plan.rows:
-        for (data, _), cell in row.cells.items():
-            method = RECOMMENDERS.get(row.method)
-            space = search_space(method.FitParams, cell.fit.params)
-            # Everything that makes trials comparable: another profile, revision or seed is another study.
-            identity = canonical_json([cell.fit.inputs, request.seed, {k: dict(v) for k, v in space.items()}])
-            name = f"{data} {row.label} {hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-            kept = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-            study = Study(
-                data, row.method, row.label, cell.fit.data.checksum, cell.fit.stage, space, cell.fit.params, kept
-            )
-            study.trials = [_read(trial) for trial in kept.get_trials(deepcopy=False)]
-            out.append(study)
-    return out
+    request: TuneRequest
+    file: SuiteFile
+    claims: Claims
+    settings: RunSettings
+    frontend: Frontend
 
+    @cached_property
+    def store(self) -> Store:
+        """The store, as this runner writes it."""
+        return Store(self.claims.store_root, self.claims.runner)
 
-def _read(trial: optuna.trial.FrozenTrial) -> Trial:
-    kept = trial.user_attrs
-    value = None if trial.value is None else float(trial.value)
-    return Trial(trial.number, kept["params"], value, kept["seconds"], kept["cell"], kept["stopped_by"])
+    def run(self, due: Sequence[Study]) -> None:
+        """One trial of every study that is due, side by side."""
+        seed = self.request.seed
+        proposals = [(study, propose(study, seed, RECOMMENDERS.get(study.method).FitParams)) for study in due]
+        for data in dict.fromkeys(study.data for study in due):
+            self._on_data(data, [(study, params) for study, params in proposals if study.data == data])
 
-
-def _round(
-    due: Sequence[Study],
-    file: SuiteFile,
-    request: TuneRequest,
-    folders: Folders,
-    claims: Claims,
-    workers: int | None,
-    frontend: Frontend,
-) -> None:
-    """One trial of every study that is due, side by side."""
-    store = Store(claims.store_root, claims.runner)
-    proposals = [(study, propose(study, request.seed, RECOMMENDERS.get(study.method).FitParams)) for study in due]
-    for data in dict.fromkeys(study.data for study in due):
-        some = [(study, params) for study, params in proposals if study.data == data]
+    def _on_data(self, data: str, proposals: Sequence[tuple[Study, Mapping[str, Any]]]) -> None:
         entries = []
-        for study, params in some:
-            entry = next(e for e in file.suite.recommenders if (e.label or e.name) == study.label)
+        for study, params in proposals:
+            entry = next(e for e in self.file.suite.recommenders if (e.label or e.name) == study.label)
             entries.append(entry.model_copy(update={"params": merged(entry.params, nested(params))}))
-        plan = _planned(file, request, folders.cache, entries)
+        plan = _planned(self.file, self.request.profile, self.settings.cache, entries)
         fits = {row.label: _fit_of(row, data) for row in plan.rows}
-        cells = tuple(closure(fits.values()))
+        below = {fits[study.label].hash: study.limits() for study, _ in proposals}
+        cells = _stoppable(closure(fits.values()), below)
         trials = TrialPlan(plan.file, plan.profile_name, plan.seeds, (), cells, plan.manifests)
-        store.verify((cell.hash for cell in cells), frontend.say)
-        todo = trials.missing(store)
+        self.store.verify((cell.hash for cell in cells), self.frontend.say)
+        todo = trials.missing(self.store)
+        endings = _Endings()
         if todo:
-            settings = run_settings(plan.profile, folders.cache, workers, frontend)
-            with frontend.display(len(todo)) as display:
-                run_plan(trials, claims, settings, display)
-        for study, params in some:
-            _finish(study, params, fits[study.label], store, file.suite)
+            with self.frontend.display(len(todo)) as display:
+                endings.shown = display
+                run_plan(trials, self.claims, self.settings, endings)
+        by_hash = {cell.hash: cell for cell in cells if isinstance(cell, FitCell)}
+        for study, params in proposals:
+            study.add(self._trial(study, params, by_hash[fits[study.label].hash], endings))
+
+    def _trial(self, study: Study, params: Mapping[str, Any], fit: FitCell, endings: _Endings) -> Trial:
+        """What became of a fit.
+
+        Raises:
+            FlrBenchError: the default parameters cannot be trained.
+        """
+        whole = Trial(len(study.trials), dict(params), None, self._seconds(fit), fit.hash, "failure")
+        if fit.hash in endings.pruned:
+            curve, seconds = endings.pruned[fit.hash]
+            return _pruned(whole, curve, whole.seconds + seconds)
+        if fit.hash not in self.store:
+            if not study.trials:
+                error = self.store.failures([fit.hash]).get(fit.hash, "it could not start")
+                raise FlrBenchError(
+                    f"the default parameters of {study.label} on {study.data} cannot be trained: {error}"
+                )
+            lost = sum(endings.failed.get(cell.hash, 0.0) for cell in closure([fit]))
+            return replace(whole, seconds=whole.seconds + lost)
+        metrics = read_json(self.store.folder(fit.hash) / "metrics.json")
+        curve = epoch_values(metrics["report"], self.file.suite.primary)
+        ended = pruned_after(curve, fit.stop_below or {})
+        if ended is not None:  # the store has it from elsewhere; the study must not depend on that
+            saved = float(metrics["seconds"]) * (1 - ended / max(curve))
+            return _pruned(whole, {e: value for e, value in curve.items() if e <= ended}, whole.seconds - saved)
+        value = self._value(fit, metrics["report"])
+        kept = curve if study.prunes else {}
+        return replace(whole, value=value, stopped_by=str(metrics["report"]["stopped_by"]), curve=kept)
+
+    def _value(self, fit: FitCell, report: Mapping[str, Any]) -> float:
+        """The best value on valid after any epoch; of a method that tells none, the fitted model's."""
+        metric = self.file.suite.primary
+        told = validation_value(report, metric)
+        if told is not None:
+            return told
+        return Workshop(WorkSettings(self.store.root, self.settings.cache, environment())).value_on_valid(fit, metric)
+
+    def _seconds(self, fit: FitCell) -> float:
+        """Training time of the fit and the fits that it builds on, as far as the store has them."""
+        chain = [cell for cell in closure([fit]) if isinstance(cell, FitCell) and cell.hash in self.store]
+        return sum(float(read_json(self.store.folder(cell.hash) / "metrics.json")["seconds"]) for cell in chain)
 
 
 def _fit_of(row: Row, data: str) -> FitCell:
     return next(cell.fit for (key, _), cell in row.cells.items() if key == data)
 
 
-def _finish(study: Study, params: Mapping[str, Any], fit: FitCell, store: Store, suite: Suite) -> None:
-    """Write the trial to the journal, whole or not at all."""
-    import optuna
+def _pruned(trial: Trial, curve: Mapping[int, float], seconds: float) -> Trial:
+    return replace(trial, value=max(curve.values()), seconds=seconds, stopped_by="pruning", curve=curve)
 
-    value, stopped = None, "failure"
-    if fit.hash in store:
-        report = read_json(store.folder(fit.hash) / "metrics.json")["report"]
-        value, stopped = validation_value(report, suite.primary, study.label), str(report["stopped_by"])
-    elif not study.trials:
-        error = store.failures([fit.hash]).get(fit.hash, "it could not start")
-        raise FlrBenchError(f"the default parameters of {study.label} on {study.data} cannot be trained: {error}")
-    chain = [cell for cell in closure([fit]) if isinstance(cell, FitCell) and cell.hash in store]
-    seconds = sum(float(read_json(store.folder(cell.hash) / "metrics.json")["seconds"]) for cell in chain)
-    trial = Trial(len(study.trials), dict(params), value, seconds, fit.hash, stopped)
-    state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
-    # The sampler learns from the default, too, where it lies within the space.
-    shown = dict(params) or _default_point(study)
-    study.storage.add_trial(
-        optuna.trial.create_trial(
-            state=state,
-            value=value,
-            params=shown,
-            distributions={name: distribution(study.space[name]) for name in shown},
-            user_attrs={"params": dict(params), "seconds": seconds, "cell": fit.hash, "stopped_by": stopped},
-        )
+
+def _stoppable(cells: Sequence[Cell], below: Mapping[str, Mapping[int, float]]) -> tuple[Cell, ...]:
+    """The cells, those of trials with the values below which they are ended, unless another builds on them."""
+    needed = {other.hash for cell in cells for other in cell.needs}
+    return tuple(
+        replace(cell, stop_below=below[cell.hash])
+        if isinstance(cell, FitCell) and below.get(cell.hash) and cell.hash not in needed
+        else cell
+        for cell in cells
     )
-    study.trials.append(trial)
 
 
-def _default_point(study: Study) -> dict[str, Any]:
-    """The default parameters as a point of the search space, as far as they lie within it."""
-    point = {}
-    for name, space in study.space.items():
-        value: Any = study.base
-        for part in name.split("."):
-            value = value[part]
-        if "choices" in space:
-            inside = value in space["choices"]
-        else:  # null may stand for a choice of the method's own
-            inside = isinstance(value, int | float) and space["low"] <= value <= space["high"]
-        if inside:
-            point[name] = value
-    return point
+@dataclass(eq=False)
+class _Endings:
+    """Follows a round: what was pruned, and how long failures took.
+
+    Attributes:
+        pruned: value by epoch, and seconds, by hash.
+        failed: seconds by hash.
+        shown: receives every event, too.
+    """
+
+    pruned: dict[str, tuple[dict[int, float], float]] = field(default_factory=dict)
+    failed: dict[str, float] = field(default_factory=dict)
+    shown: Display = field(default_factory=Display)
+    _started: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        """Take note of ``event`` and show it."""
+        if event.kind == "started":
+            self._started[event.cell] = time.monotonic()
+        elif event.kind == "pruned":
+            self.pruned[event.cell] = (event.values["curve"], event.values["seconds"])
+        elif event.kind == "failed":
+            self.failed[event.cell] = time.monotonic() - self._started.get(event.cell, time.monotonic())
+        self.shown(event)
 
 
-def validation_value(report: Mapping[str, Any], metric: str, label: str) -> float:
-    """The best value on valid after any epoch of a fit.
+def validation_value(report: Mapping[str, Any], metric: str) -> float | None:
+    """The best value on valid after any epoch of a fit; ``None`` if it tells none.
 
     Args:
         report: a fit's report, as JSON.
         metric: what the fit watched, higher is better.
-        label: how an error names the method.
-
-    Raises:
-        FlrBenchError: the method reports no such curve.
     """
     curves = report["curves"]
-    for name in (metric, f"valid_{metric}"):
-        if curves.get(name):
-            return max(float(value) for _, value in curves[name] if value is not None)
-    raise FlrBenchError(f"{label} reports no curve of {metric} on valid, which tuning goes by; tune others with --only")
-
-
-def write_tuned(studies: Sequence[Study], request: TuneRequest, path: Path) -> Path:
-    """Write the tuned parameters with their provenance, for ``tuned:`` of a suite.
-
-    Raises:
-        FlrBenchError: the file cannot be written.
-    """
-    here = environment()
-    content = {
-        "format": 1,
-        "suite": request.suite,
-        "profile": request.profile,
-        "seed": request.seed,
-        "trials": request.trials,
-        "budget_seconds": request.seconds,
-        "commit": here["commit"],
-        "dirty": here["dirty"],
-        "versions": {"flr_bench": here["flr_bench"], "python": here["python"], **here["versions"]},
-        "tuned": [_tuned_entry(study) for study in studies],
-    }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise FlrBenchError(f"cannot write {path}: {error.strerror}; choose another folder with --results") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _tuned_entry(study: Study) -> dict[str, Any]:
-    best = study.best
-    return {
-        "data": study.data,
-        "data_checksum": study.checksum,
-        "method": study.label,
-        "stage": study.stage,
-        "trials": len(study.trials),
-        "seconds": round(study.seconds, 1),
-        "default": study.trials[0].value,
-        "best": None if best is None else best.value,
-        "best_trial": None if best is None else best.number,
-        "cell": None if best is None else best.cell,
-        "params": {} if best is None else nested(best.params),
-    }
-
-
-def importances(study: Study) -> dict[str, float]:
-    """Share of each parameter in the variance of the values, by a seeded fANOVA; empty below four trials."""
-    import optuna
-
-    done = [trial for trial in study.trials if trial.value is not None]
-    if len(done) < 4 or len({trial.value for trial in done}) == 1:
-        return {}
-    found = optuna.importance.get_param_importances(
-        study.storage, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-    )
-    return {name: float(value) for name, value in found.items()}
+    points = curves.get(metric) or curves.get(f"valid_{metric}") or ()
+    return max((float(value) for _, value in points if value is not None), default=None)

@@ -39,6 +39,7 @@ from flr_bench.interface import (
 from flr_bench.registry import PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
 from flr_bench.runner.hardware import accelerator
+from flr_bench.runner.pruning import FitPruned, Follower
 from flr_bench.runner.store import Store, write_json
 from flr_bench.runner.telemetry import watching
 from flr_bench.runner.traces import write_traces
@@ -60,11 +61,11 @@ class Event:
     """Something happened to a cell.
 
     Attributes:
-        kind: ``"started"``, ``"progress"``, ``"done"``, ``"failed"`` or ``"blocked"``.
+        kind: ``"started"``, ``"progress"``, ``"done"``, ``"failed"``, ``"pruned"`` or ``"blocked"``.
         cell: the cell's hash.
         label: human text.
         values: for progress epoch, epochs, step, steps and current figures; ``seconds`` and ``peak_bytes`` when
-            done; ``error`` and ``traceback`` when failed.
+            done; ``error`` and ``traceback`` when failed; ``error``, ``curve`` and ``seconds`` when pruned.
     """
 
     kind: str
@@ -74,6 +75,9 @@ class Event:
 
 
 Emit = Callable[[Event], None]
+
+ENDED = ("done", "failed", "pruned")
+"""Kinds of events after which nothing more happens to a cell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +136,9 @@ class Workshop:
             emit(Event("started", cell.hash, cell.label, {}))
             try:
                 cost = self._compute(cell, loaded, emit)
+            except FitPruned as ended:
+                values = {"error": str(ended), "curve": ended.curve, "seconds": ended.seconds}
+                emit(Event("pruned", cell.hash, cell.label, values))
             except Exception as error:  # noqa: BLE001 - whatever a method raises is recorded, and the rest goes on
                 emit(self._failed(cell, error))
             else:
@@ -203,6 +210,7 @@ class Workshop:
         recommender = method(method.FitParams(**cell.params))
         split = self._split(cell)
         make_deterministic(cell.machine, cell.seed)
+        follower = None if cell.stop_below is None else Follower(cell.stop_below, report)
         context = FitContext(
             seed=cell.seed,
             device=cell.machine.device,
@@ -210,10 +218,11 @@ class Workshop:
             stage=cell.stage,
             budget=cell.budget,
             inputs=_inputs(cell, self.store),
-            validate=Validation(split, cell.budget.watch, cell.examples.seen_items),
-            progress=report,
+            validate=Validation(split, cell.budget.watch, cell.examples.seen_items, follower),
+            progress=follower or report,
             scratch=_made(folder / "scratch"),
-            checkpoints=self.store.checkpoints(cell.hash),
+            # A fit that goes on from a checkpoint would not know its earlier values, and be judged otherwise.
+            checkpoints=None if follower else self.store.checkpoints(cell.hash),
             cache=self.settings.cache,
             devices=cell.machine.devices,
         )
@@ -225,6 +234,30 @@ class Workshop:
         _remove(folder / "scratch")
         seen = {} if cell.train_share is None else {"train": _sizes(split)}
         return {"report": _as_json(fitted), **seen, **_with_earlier(cost, fitted)}
+
+    def value_on_valid(self, cell: FitCell, metric: str) -> float:
+        """Rank the valid examples by a stored model whose fit tells no value of its own; nothing is stored.
+
+        Args:
+            cell: a fit in the store.
+            metric: such as ``"ndcg@10"``.
+        """
+        method: type[Recommender] = RECOMMENDERS.get(cell.method)
+        split, params = self._split(cell), method.RankParams()
+        make_deterministic(cell.machine, cell.seed)
+        model = _Loaded(self.store).model(cell)
+        validation = Validation(split, metric, cell.examples.seen_items)
+        context = RankContext(
+            seed=cell.seed,
+            device=cell.machine.device,
+            threads=cell.machine.threads,
+            inputs={},
+            split=split,
+            validate=validation,
+            progress=_unreported,
+            cache=self.settings.cache,
+        )
+        return validation(lambda examples, k: model.rank(examples, k, params, context))
 
     def _rank(self, cell: RankCell, folder: Path, loaded: _Loaded, report: _Reporter) -> dict[str, Any]:
         from flr_bench.evaluation.metrics import evaluate
@@ -339,11 +372,12 @@ class Validation:
         split: where the valid examples are.
         watch: a metric such as ``"ndcg@10"``, or ``"nll"``, which the method computes itself.
         seen_items: the suite's rule, the same as on test.
+        follower: told of every value, and may end the fit.
     """
 
-    def __init__(self, split: Split, watch: str, seen_items: str) -> None:
+    def __init__(self, split: Split, watch: str, seen_items: str, follower: Follower | None = None) -> None:
         """Nothing is ranked yet."""
-        self._split, self._watch, self._seen_items = split, watch, seen_items
+        self._split, self._watch, self._seen_items, self._follower = split, watch, seen_items, follower
 
     @cached_property
     def _k(self) -> int:
@@ -357,6 +391,7 @@ class Validation:
         Raises:
             FlrBenchError: the watched quantity is the negative log-likelihood.
             NotFiniteError: a score is not finite.
+            FitPruned: the fit falls behind.
         """
         from flr_bench.evaluation.metrics import metric_at, target_ranks
 
@@ -367,7 +402,14 @@ class Validation:
         # A model of NaNs ranks too: by whatever order sorting leaves.
         require_finite("a score on valid", float(ranking.scores.sum(dtype=np.float64)))
         by_item, _ = target_ranks(ranking, valid, catalog)
-        return float(metric_at(self._watch, by_item).mean())
+        value = float(metric_at(self._watch, by_item).mean())
+        if self._follower is not None:
+            self._follower.validated(value)
+        return value
+
+
+def _unreported(progress: Progress, /) -> None:
+    del progress
 
 
 def _no_validation(rank: RankFn, /) -> float:
