@@ -59,6 +59,7 @@ class Difference:
         users: number of clusters.
         seeds: number of seeds; where both methods have several, and not the same number, the smaller one.
         paired: whether seeds were paired; told apart only where both methods have several.
+        base: b's own metric.
         relative: the relative difference; ``None`` where b is too near zero to be divided by.
     """
 
@@ -72,8 +73,9 @@ class Difference:
     examples: int
     users: int
     seeds: int
-    paired: bool = True
-    relative: Relative | None = None
+    paired: bool
+    base: float
+    relative: Relative | None
 
     @property
     def covers(self) -> str:
@@ -197,8 +199,11 @@ def user_sums(a: npt.ArrayLike, b: npt.ArrayLike, clusters: npt.NDArray[Any], *,
     sizes = np.bincount(codes).astype(np.float64)
     if len(sizes) < 2:
         raise UsageError(f"an interval clustered by user needs at least 2 users, not {len(sizes)}")
-    sums = [np.stack([np.bincount(codes, weights=row) for row in values]) for values in (first, second)]
-    return UserSums(sums[0], sums[1], sizes, paired)
+    by_user = [np.zeros((len(values), len(sizes))) for values in (first, second)]
+    for values, out in zip((first, second), by_user, strict=True):
+        for row, sums in zip(values, out, strict=True):
+            sums[:] = np.bincount(codes, weights=row)
+    return UserSums(by_user[0], by_user[1], sizes, paired)
 
 
 def difference(sums: UserSums, *, level: float = LEVEL) -> Difference:
@@ -223,6 +228,7 @@ def difference(sums: UserSums, *, level: float = LEVEL) -> Difference:
         users=len(sums.sizes),
         seeds=min(several, default=1),
         paired=sums.paired,
+        base=b,
         relative=_fieller(sums, (a, b), quantile),
     )
 
