@@ -36,6 +36,7 @@ from flr_bench.commands.options import (
     Track,
     Workers,
 )
+from flr_bench.commands.refresh import refresh
 from flr_bench.commands.score import score
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
@@ -69,6 +70,7 @@ inspect_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(inspect_app, name="inspect")
+app.command()(refresh)
 app.command()(score)
 app.command()(tune)
 
