@@ -21,12 +21,12 @@ def declared_pairs(view: SuiteView) -> list[tuple[str, str]]:
 def interval_words(count: int) -> str:
     """What the columns of differences show, for captions."""
     return (
-        "Differences are first minus second on the same examples, relative ones in percent of the second, each with its "
-        "95 % interval for other users and other seeds (users as clusters; SE users and SE seeds are both sources of "
-        "error, t with Welch and Satterthwaite's d.o.f.); with one run on both sides it covers other users alone, for "
-        "these trained models. Seeds: pairs where runs of one seed share their start, else the runs of each side. p is "
-        f"two-sided, after Holm's correction over {count} contrast{'s' if count != 1 else ''}. Detectable: the smallest "
-        "true difference that would be shown with 80 % power (two-sided 5 %, uncorrected)."
+        "Differences are first minus second on the same examples, relative ones in percent of the second, each with "
+        "its 95 % interval for other users and other seeds (users as clusters; SE users and SE seeds are both sources "
+        "of error, t with Welch and Satterthwaite's d.o.f.); with one run on both sides it covers other users alone, "
+        "for these trained models. Seeds: pairs where runs of one seed share their start, else the runs of each side. "
+        f"p is two-sided, after Holm's correction over {count} contrast{'s' if count != 1 else ''}. Detectable: the "
+        "smallest true difference that would be shown with 80 % power (two-sided 5 %, uncorrected)."
     )
 
 
