@@ -376,10 +376,10 @@ def write_file(path: Path, content: bytes) -> Path:
     return path
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, figures: bool = True) -> None:
     """Make the folder before anything is drawn, so that an unwritable place is told at once."""
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        (folder / "figures" if figures else folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
 

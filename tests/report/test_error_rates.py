@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from flr_bench.evaluation.simulation import TESTS, Design, scenarios
+from flr_bench.report.error_rates import simulate, write_error_rates
+
+ROOT = Path(__file__).resolve().parents[2]
+GRID = scenarios((Design("one", {1: 20, 3: 10}), Design("two", {2: 15})), effects=(0.5,))
+
+
+def test_the_same_bytes_whatever_the_number_of_workers(tmp_path: Path) -> None:
+    alone, beside = simulate(GRID, 8, 1), simulate(GRID, 8, 2)
+    assert alone == beside
+    first, second = (write_error_rates(alone, tmp_path / name) for name in "ab")
+    assert [path.name for path in first] == [f"significance.{ending}" for ending in ("md", "csv", "png", "svg")]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    rows = list(csv.DictReader(first[1].read_text().splitlines()))
+    assert {(row["test"], row["trials"]) for row in rows} == {(t, "2" if t == "bootstrap" else "8") for t in TESTS}
+    text = first[0].read_text()
+    assert text.count("\n| one ") == 6 + 2
+
+
+def test_what_is_published_holds_the_nominal_rate() -> None:
+    path = ROOT / "results/simulations/significance.csv"
+    if not path.is_file():
+        pytest.skip("nothing published beside this checkout")
+    rows = [row for row in csv.DictReader(path.read_text().splitlines()) if row["effect"] == "0"]
+    worst = {test: max(float(row["share"]) for row in rows if row["test"] == test) for test in TESTS}
+    trials = min(int(row["trials"]) for row in rows if row["test"] == "pairs")
+    assert trials >= 1000
+    assert worst["pairs"] < 0.05 + 3.5 * (0.05 * 0.95 / trials) ** 0.5
+    assert worst["users"] > 0.15
