@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def simulate(grid: Sequence[Scenario], trials: int, workers: int) -> list[Rate]:
     if workers < 2:
         parts = list(map(one, grid, streams))
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(one, grid, streams))
     return [rate for part in parts for rate in part]
 
@@ -91,8 +92,8 @@ def error_table(rates: Sequence[Rate]) -> Table:
     caption = (
         f"{HOW} False positives in percent where both methods are equally good; the nominal rate is "
         f"{100 * NOMINAL:g}. {_precision(null)} 'Users and seeds' is the interval of the tables of results, with the "
-        "seeds of both methods compared pair by pair or, where they share no start, apart; 'users alone' leaves out the "
-        "spread between seeds, 'seeds alone' that between users."
+        "seeds of both methods compared pair by pair or, where they share no start, apart; 'users alone' leaves out "
+        "the spread between seeds, 'seeds alone' that between users."
     )
     return Table("simulation-errors", "False positives of the tests", caption, columns, tuple(body), _rules(kept))
 
@@ -184,10 +185,12 @@ def error_figure(rates: Sequence[Rate]) -> Figure:
         users = len(design.sizes)
         grid[0, column].set_title(f"{design.name}\n{users:,} users, {int(design.sizes.sum()):,} examples", loc="left")
         _power(grid[-1, column], own, seeds)
+    highest = max(rate.share for rate in rates if rate.effect == 0 and rate.test in DRAWN)
     for row, runs in enumerate(seeds):
+        grid[row, 0].set_ylim(0, 105 * max(highest, 2 * NOMINAL))
         grid[row, 0].set_ylabel(f"false positives [%]\n{runs} seeds")
     for axes in grid[-2]:
-        axes.set_xlabel("spread between seeds [% of mean]")
+        axes.set_xlabel("seed spread [% of mean]")
     for axes in grid[-1]:
         axes.set_xlabel("true difference [%]")
     grid[-1, 0].set_ylabel("shown by users and\nseeds, paired [%]")
@@ -204,7 +207,6 @@ def _errors(axes: Axes, rates: Sequence[Rate], colours: dict[str, tuple[float, f
         x, y = [100 * rate.scenario.spread for rate in own], [100 * rate.share for rate in own]
         axes.plot(x, y, marker=marker, linestyle=dash, color=colours[test], ms=4.5, lw=1.2, label=TESTS[test])
     axes.set_xticks(sorted({100 * rate.scenario.spread for rate in rates}))
-    axes.set_ylim(bottom=0)
 
 
 def _power(axes: Axes, rates: Sequence[Rate], seeds: Sequence[int]) -> None:

@@ -12,13 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 GRID = scenarios((Design("one", {1: 20, 3: 10}), Design("two", {2: 15})), effects=(0.5,))
 
 
-def test_the_same_bytes_whatever_the_number_of_workers(tmp_path: Path) -> None:
+def test_the_number_of_workers_changes_no_rate_and_all_is_written(tmp_path: Path) -> None:
     alone, beside = simulate(GRID, 8, 1), simulate(GRID, 8, 2)
     assert alone == beside
-    first, second = (write_error_rates(alone, tmp_path / name) for name in "ab")
+    first = write_error_rates(alone, tmp_path)
     assert [path.name for path in first] == [f"significance.{ending}" for ending in ("md", "csv", "png", "svg")]
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes()
     rows = list(csv.DictReader(first[1].read_text().splitlines()))
     assert {(row["test"], row["trials"]) for row in rows} == {(t, "2" if t == "bootstrap" else "8") for t in TESTS}
     text = first[0].read_text()
