@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flr_bench.evaluation.simulation import TESTS, Design, scenarios
-from flr_bench.report.error_rates import simulate, write_error_rates
+from flr_bench.report.error_rates import SEEN, simulate, write_error_rates
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = scenarios((Design("one", {1: 20, 3: 10}), Design("two", {2: 15})), effects=(0.5,))
@@ -28,8 +28,12 @@ def test_what_is_published_holds_the_nominal_rate() -> None:
     if not path.is_file():
         pytest.skip("nothing published beside this checkout")
     rows = [row for row in csv.DictReader(path.read_text().splitlines()) if row["effect"] == "0"]
-    worst = {test: max(float(row["share"]) for row in rows if row["test"] == test) for test in TESTS}
+
+    def worst(test: str, spread: float) -> float:
+        return max(float(row["share"]) for row in rows if row["test"] == test and float(row["spread"]) <= spread)
+
     trials = min(int(row["trials"]) for row in rows if row["test"] == "pairs")
     assert trials >= 1000
-    assert worst["pairs"] < 0.05 + 3.5 * (0.05 * 0.95 / trials) ** 0.5
-    assert worst["users"] > 0.15
+    assert worst("pairs", SEEN) < 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
+    # Where seeds differ twice as much, three of them make the interval somewhat too narrow; the page says so.
+    assert worst("pairs", 1.0) < 0.1 < worst("users", SEEN)
