@@ -46,6 +46,7 @@ from flr_bench.commands.options import (
     Workers,
 )
 from flr_bench.commands.plan import plan
+from flr_bench.commands.refresh import refresh
 from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
@@ -89,6 +90,7 @@ app.command()(reproduce)
 app.command()(plan)
 app.command()(diff)
 app.command()(explain)
+app.command()(refresh)
 app.command()(score)
 app.command()(tune)
 

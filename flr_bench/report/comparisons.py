@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from flr_bench.errors import DamagedFileError
 from flr_bench.report.reading import Ranks, Row, SuiteView
+from flr_bench.report.seeds import share_start
 
 if TYPE_CHECKING:
     from flr_bench.evaluation.significance import Difference
@@ -29,6 +29,7 @@ class Comparison:
         p: two-sided probability of so large a difference if there is none, uncorrected.
         p_holm: the same after Holm's correction over the contrasts of one data set.
         found, planned: cells behind both rows.
+        runs: how many runs of either row were compared.
     """
 
     of: str
@@ -38,6 +39,7 @@ class Comparison:
     p_holm: float | None
     found: int
     planned: int
+    runs: tuple[int, int] = (0, 0)
 
 
 def per_example(view: SuiteView, row: Row, data: str, metric: str) -> tuple[Float64s, Ranks] | None:
@@ -104,8 +106,8 @@ def _compare_rows(view: SuiteView, of: str, against: str, data: str, metric: str
         raise DamagedFileError(f"'{of}' and '{against}' were ranked on different examples of {data}")
     if not enough_users(left):
         return Comparison(of, against, None, None, None, count, planned)
-    difference = clustered_difference(a, b, left.users)
-    return Comparison(of, against, difference, p_value(difference), None, count, planned)
+    difference = clustered_difference(a, b, left.users, paired=share_start(view, first, second, data))
+    return Comparison(of, against, difference, difference.p, None, count, planned, (len(a), len(b)))
 
 
 def enough_users(ranks: Ranks) -> bool:
@@ -113,26 +115,9 @@ def enough_users(ranks: Ranks) -> bool:
     return len(np.unique(ranks.users)) > 1
 
 
-def p_value(difference: Difference) -> float:
-    """Two-sided p from the t distribution with the difference's own degrees of freedom."""
-    from scipy.stats import t
-
-    error = math.hypot(difference.se_user, difference.se_seed)
-    if error == 0.0:
-        return 1.0 if difference.mean == 0 else 0.0
-    return float(2 * t.sf(abs(difference.mean) / error, difference.dof))
-
-
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Fill in :attr:`Comparison.p_holm` (Holm 1979), in the order given.
+    """Fill in :attr:`Comparison.p_holm`; those that cannot be computed yet count too."""
+    from flr_bench.evaluation import significance
 
-    The i-th smallest of m probabilities is multiplied by ``m - i + 1``; those that cannot be computed
-    yet count towards m, so that a correction never loosens while cells are missing.  Results never decrease
-    along that order and never exceed 1.
-    """
-    known = [(c.p, i) for i, c in enumerate(comparisons) if c.p is not None]
-    out, largest = list(comparisons), 0.0
-    for rank, (p, i) in enumerate(sorted(known)):
-        largest = max(largest, min(1.0, p * (len(comparisons) - rank)))
-        out[i] = replace(out[i], p_holm=largest)
-    return out
+    corrected = significance.holm([comparison.p for comparison in comparisons])
+    return [replace(one, p_holm=p) for one, p in zip(comparisons, corrected, strict=True)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flr_bench.report.captions import caption, missing_notes
+from flr_bench.report.claims import detectable_note, interval_words
 from flr_bench.report.comparisons import compare
 from flr_bench.report.reading import Row, SuiteView
 from flr_bench.report.render import Column, Entry, Table
+from flr_bench.report.seeds import seed_words
 from flr_bench.report.tables import (
     difference_columns,
     difference_entries,
-    interval_words,
     mean_entry,
     metric_title,
     over_summary,
@@ -77,11 +78,11 @@ def conditions_table(view: SuiteView, data: str) -> Table | None:
     return Table(
         f"{view.name}-{view.profile}-{data}-conditions",
         f"{title} under the suite's conditions on {data}",
-        f"{caption(view, data)} {said} {interval_words(len(rows))}",
+        f"{caption(view, data)} {seed_words(view, data)} {said} {interval_words(len(rows))}",
         columns,
         tuple(body),
         _rules(rows),
-        missing_notes(view, data),
+        (*detectable_note(compared, title), *missing_notes(view, data)),
     )
 
 

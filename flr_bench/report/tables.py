@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from flr_bench.report.captions import caption, missing_notes
+from flr_bench.report.claims import beats_all_notes, declared_pairs, detectable_note, interval_words, main_comparisons
 from flr_bench.report.comparisons import Comparison, Float64s, compare, per_example
 from flr_bench.report.reading import Cell, Ranks, Row, SeedValues, SuiteView
 from flr_bench.report.render import Column, Entry, Table, mark_best
+from flr_bench.report.seeds import seed_words
 
 Mask = npt.NDArray[np.bool_]
 RANKED = ("hr", "ndcg", "mrr")
@@ -42,11 +44,11 @@ def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None)
     table = Table(
         f"{view.name}-{view.profile}-{data}",
         f"{view.version} on {data}",
-        f"{caption(view, data)} {means}",
+        f"{caption(view, data)} {seed_words(view, data)} {means}",
         columns,
         tuple(body),
         rules_between(rows),
-        missing_notes(view, data),
+        (*detectable_note(main_comparisons(view, data), metric_title(view.primary)), *missing_notes(view, data)),
     )
     return mark_best(table, [not row.is_control and row.condition is None for row in rows])
 
@@ -108,7 +110,7 @@ def rules_between(rows: Sequence[Row]) -> frozenset[int]:
 # ---------------------------------------------------------------- contrasts
 def contrast_table(view: SuiteView, data: str) -> Table | None:
     """The suite's contrasts on its primary metric, by item and by title; ``None`` if it has none."""
-    pairs = [(str(c["of"]), str(c["against"])) for c in view.record.get("contrasts") or ()]
+    pairs = declared_pairs(view)
     if not pairs:
         return None
     columns = (
@@ -118,19 +120,25 @@ def contrast_table(view: SuiteView, data: str) -> Table | None:
         Column("metric", "Metric"),
         *difference_columns(),
     )
+    compared = {metric: compare(view, pairs, data, metric) for metric in _item_and_title(view, data)}
     body = [
         (Entry(data), Entry(c.of), Entry(c.against), Entry(metric_title(metric)), *difference_entries(c))
-        for metric in _item_and_title(view, data)
-        for c in compare(view, pairs, data, metric)
+        for metric, comparisons in compared.items()
+        for c in comparisons
     ]
+    primary = compared[view.primary]
     return Table(
         f"{view.name}-{view.profile}-{data}-contrasts",
         f"Differences in {metric_title(view.primary)} on {data}",
-        f"{caption(view, data)} {interval_words(len(pairs))}",
+        f"{caption(view, data)} {seed_words(view, data)} {interval_words(len(pairs))}",
         columns,
         tuple(body),
         frozenset({len(pairs)} if len(body) > len(pairs) else ()),
-        missing_notes(view, data),
+        (
+            *beats_all_notes(view, primary),
+            *detectable_note(primary, metric_title(view.primary)),
+            *missing_notes(view, data),
+        ),
     )
 
 
@@ -141,23 +149,18 @@ def _item_and_title(view: SuiteView, data: str) -> tuple[str, ...]:
     return (view.primary, f"{view.primary}_title") if differ else (view.primary,)
 
 
-def interval_words(count: int) -> str:
-    """What the difference columns show, for captions."""
-    return (
-        "Difference of the means with its 95 % interval: users as clusters, and the spread between seeds where "
-        f"there is more than one; p two-sided, and after Holm's correction over {count} contrasts."
-    )
-
-
 def difference_columns() -> tuple[Column, ...]:
     """The columns of :func:`difference_entries`."""
     return (
         Column("difference", "Difference [95 % interval]", "interval", signed=True),
+        Column("relative_percent", "Relative [%]", "interval", digits=1, signed=True),
         Column("se_user", "SE users", "number"),
         Column("se_seed", "SE seeds", "number"),
+        Column("seeds", "Seeds"),
         Column("dof", "d.o.f.", "number", digits=1),
-        Column("p", "p", "number", least=1e-4),
+        Column("p", "p", "number", csv_only=True),
         Column("p_holm", "p (Holm)", "number", least=1e-4),
+        Column("detectable", "Detectable", "number"),
     )
 
 
@@ -166,11 +169,24 @@ def difference_entries(comparison: Comparison) -> tuple[Entry, ...]:
     counts = {"found": comparison.found, "planned": comparison.planned}
     d = comparison.difference
     if d is None:
-        return (Entry(**counts), *(Entry() for _ in range(5)))  # type: ignore[arg-type]
+        return (Entry(**counts), *(Entry() for _ in difference_columns()[1:]))  # type: ignore[arg-type]
+    ratio = d.relative
     return (
         Entry(value=d.mean, low=d.low, high=d.high),
-        *(Entry(value=v) for v in (d.se_user, d.se_seed, d.dof, comparison.p, comparison.p_holm)),
+        # Where the other row is not told from zero a ratio to it has no interval.
+        Entry() if ratio is None else Entry(value=100 * ratio.value, low=100 * ratio.low, high=100 * ratio.high),
+        Entry(value=d.se_user),
+        Entry(value=d.se_seed),
+        Entry(_runs(comparison)),
+        *(Entry(value=v) for v in (d.dof, comparison.p, comparison.p_holm, d.detectable)),
     )
+
+
+def _runs(comparison: Comparison) -> str:
+    """``3 pairs`` where runs are compared seed by seed, else ``3 + 3`` or, with one run of a side, ``3 + 1``."""
+    a, b = comparison.runs
+    paired = comparison.difference is not None and comparison.difference.paired
+    return f"{a} pairs" if paired and min(a, b) > 1 else f"{a} + {b}"
 
 
 # ---------------------------------------------------------------- ablations
@@ -209,7 +225,14 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
     def means(row: Row) -> tuple[Entry, ...]:
         return tuple(mean_entry(over_summary(view, row, data, name)) for name in names)
 
-    body = [(Entry(data), Entry(f"{reference.label} (reference)"), *means(reference), *(Entry() for _ in range(6)))]
+    body = [
+        (
+            Entry(data),
+            Entry(f"{reference.label} (reference)"),
+            *means(reference),
+            *(Entry() for _ in difference_columns()),
+        )
+    ]
     body += [
         (Entry(data), Entry(row.label), *means(row), *difference_entries(c))
         for row, c in zip(others, compared, strict=True)
@@ -217,12 +240,12 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
     return Table(
         f"{view.name}-{view.profile}-{data}-ablations",
         f"Difference to '{reference.label}' in {metric_title(view.primary)} on {data}",
-        f"{caption(view, data)} Mean ± standard deviation over seeds; row minus reference. "
+        f"{caption(view, data)} {seed_words(view, data)} Mean ± standard deviation over seeds; row minus reference. "
         f"{interval_words(len(others))}",
         columns,
         tuple(body),
         frozenset({1}),
-        missing_notes(view, data),
+        (*detectable_note(compared, metric_title(view.primary)), *missing_notes(view, data)),
     )
 
 
@@ -239,6 +262,7 @@ def strata_table(view: SuiteView, data: str) -> Table:
         Column("method", "Method"),
         Column("stratum", "Stratum"),
         Column("examples", "Examples", "number", digits=0),
+        Column("users", "Users", "number", digits=0),
         *(_metric_column(name) for name in metrics),
     )
     body: list[tuple[Entry, ...]] = []
@@ -249,8 +273,9 @@ def strata_table(view: SuiteView, data: str) -> Table:
     return Table(
         f"{view.name}-{view.profile}-{data}-strata",
         f"Strata of the test examples of {data}",
-        f"{caption(view, data)} Mean ± standard deviation over seeds within each stratum; with one relevant item "
-        "per example recall is HR.",
+        f"{caption(view, data)} {seed_words(view, data)} Mean ± standard deviation over seeds within each stratum, "
+        "which fewer users carry than the whole: nothing is tested here. With one relevant item per example recall is "
+        "HR.",
         columns,
         tuple(body),
         frozenset(rules[1:]),
@@ -263,7 +288,7 @@ def _strata_rows(view: SuiteView, row: Row, data: str, metrics: Sequence[str]) -
     complete = [v for v in values if v is not None]
     if len(complete) < len(values) or not complete:
         gap = Entry(found=len(view.rank_cells(row, data)), planned=len(row.seeds(data)))
-        return [(Entry(data), Entry(row.label), Entry(), Entry(), *(gap for _ in metrics))]
+        return [(Entry(data), Entry(row.label), *(Entry() for _ in range(3)), *(gap for _ in metrics))]
     ranks = complete[0][1]
     return [
         (
@@ -271,6 +296,7 @@ def _strata_rows(view: SuiteView, row: Row, data: str, metrics: Sequence[str]) -
             Entry(row.label),
             Entry(f"{name.replace('_', ' ')}: {label}"),
             Entry(value=float(inside.sum())),
+            Entry(value=float(len(np.unique(ranks.users[inside])))),
             *(mean_entry(_within(matrix, inside)) for matrix, _ in complete),
         )
         for name, label, inside in _strata(ranks)

@@ -118,7 +118,7 @@ def write_search(store_root: Path, results: Path, suite: str, profile: str) -> l
     files, entry = _search_files(view.version, measure(view), _environments(view))
     manifest = _old_manifest(folder) or {"format": 1, "suite": view.version, "profile": view.profile}
     others = {name: sha for name, sha in (manifest.get("files") or {}).items() if not SEARCH_FILE.fullmatch(str(name))}
-    files["manifest.json"] = _json_bytes({**manifest, "search": entry, "files": {**others, **_checksums(files)}})
+    files["manifest.json"] = json_bytes({**manifest, "search": entry, "files": {**others, **checksums(files)}})
     _remove_others(folder, {**dict.fromkeys(others, b""), **files})
     return sorted(write_file(folder / name, content) for name, content in sorted(files.items()))
 
@@ -137,15 +137,16 @@ def summary_table(store_root: Path, suite: str, profile: str | None) -> str:
     return "\n".join(parts)
 
 
-TABLES: dict[str, Callable[[SuiteView, str], Table | None]] = {
+Builder = Callable[[SuiteView, str], Table | None]
+QUALITY: Mapping[str, Builder] = {
     "main": main_table,
     "contrasts": contrast_table,
     "conditions": conditions_table,
     "ablations": ablation_table,
-    "training": training_table,
     "strata": strata_table,
-    "cost": cost_table,
 }
+"""The tables that follow from the ranks of the targets and from the manifest."""
+TABLES: Mapping[str, Builder] = {**QUALITY, "training": training_table, "cost": cost_table}
 PARTS = (*TABLES, "figures", "ranks", "search")
 """What is written of a suite; ``main`` alone needs nothing but the store's index."""
 
@@ -157,9 +158,8 @@ def _parts(names: Sequence[str] | None) -> tuple[str, ...]:
     return PARTS if names is None else tuple(names)
 
 
-def _render(view: SuiteView, parts: Sequence[str]) -> dict[str, bytes]:
-    """Relative file name → content, but for the manifest."""
-    builders = {name: build for name, build in TABLES.items() if name in parts}
+def table_files(view: SuiteView, builders: Mapping[str, Builder]) -> dict[str, bytes]:
+    """The tables of a suite in every form: file name → content."""
     built = {name: [t for d in view.data if (t := build(view, d)) is not None] for name, build in builders.items()}
     files: dict[str, bytes] = {}
     for name, tables in built.items():
@@ -168,6 +168,12 @@ def _render(view: SuiteView, parts: Sequence[str]) -> dict[str, bytes]:
         for ending, form in FORMS.items():
             if tables:
                 files[f"{name}.{ending}"] = form(tables if ending == "csv" else shown).encode()
+    return files
+
+
+def _render(view: SuiteView, parts: Sequence[str]) -> dict[str, bytes]:
+    """Relative file name → content, but for the manifest."""
+    files = table_files(view, {name: build for name, build in TABLES.items() if name in parts})
     if "figures" in parts:
         files |= _figures(view)
     return files | (_ranks_files(view) if "ranks" in parts else {})
@@ -290,20 +296,23 @@ def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None) -> 
         "k": list(view.cutoffs),
         "settings": view.settings,
         "contrasts": view.record.get("contrasts") or [],
+        "order": list(view.data),
         "data": {name: _data_entry(view, name) for name in view.data},
         "rows": [_row_entry(view, row) for row in view.rows],
         "environments": _environments(view),
-        "files": _checksums(files),
+        "files": checksums(files),
         **({} if search is None else {"search": search}),
     }
-    return _json_bytes(content)
+    return json_bytes(content)
 
 
-def _checksums(files: Mapping[str, bytes]) -> dict[str, str]:
+def checksums(files: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 by file name, as the manifest holds them."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
 
 
-def _json_bytes(content: Json) -> bytes:
+def json_bytes(content: Json) -> bytes:
+    """JSON as the manifest is written: sorted, indented, ending with a line end."""
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -345,8 +354,13 @@ def _row_entry(view: SuiteView, row: Row) -> Json:
         "stages": list(row.stages),
         "decoding": row.decoding,
         "control": row.control,
+        **({} if row.condition is None else {"condition": _condition(row)}),
         "cells": {data: {seed: entry(data, seed) for seed in row.seeds(data)} for data in row.cells},
     }
+
+
+def _condition(row: Row) -> Json:
+    return {"text": row.condition, "kind": row.condition_kind, "undisturbed": row.undisturbed}
 
 
 def _environments(view: SuiteView) -> list[Json]:
@@ -391,10 +405,10 @@ def write_file(path: Path, content: bytes) -> Path:
     return path
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, figures: bool = True) -> None:
     """Make the folder before anything is drawn, so that an unwritable place is told at once."""
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        (folder / "figures" if figures else folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
 

@@ -1,0 +1,171 @@
+"""The quality tables of a published folder, made again from its ``ranks.parquet`` and ``manifest.json`` alone.
+
+A fresh clone has no store, but the rank of every target stands in what was published.  Means, intervals, strata and
+captions follow from it; times, memory and training curves do not, so that ``cost.*``, ``training.*`` and the figures
+stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flr_bench.errors import DamagedFileError, UsageError
+from flr_bench.report.reading import EXTERNAL, Cell, Json, Ranks, StoreReader, SuiteView, read_json
+from flr_bench.report.write import QUALITY, checksums, json_bytes, table_files, write_file
+
+TOLERANCE = 1e-9
+COPIED = ("suite", "profile", "primary", "seeds", "k", "settings", "contrasts", "rows")
+NEEDED = (*COPIED, "data", "files")
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a published folder's tables are when they are made again.
+
+    Attributes:
+        folder: the folder.
+        files: file name → content of each quality table, and of the manifest with their checksums.
+        changed: names of those that differ from what lies there.
+    """
+
+    folder: Path
+    files: Mapping[str, bytes]
+    changed: tuple[str, ...]
+
+    def write(self) -> list[Path]:
+        """Write what changed, each file whole or not at all."""
+        return [write_file(self.folder / name, self.files[name]) for name in self.changed]
+
+
+def refresh(folder: Path) -> Refreshed:
+    """Make the quality tables of a published folder again.
+
+    Args:
+        folder: for example ``results/main/cpu``.
+
+    Raises:
+        UsageError: there is nothing published, or it cannot be made again without the store: cells were missing, or
+            other code ranked some rows.
+        DamagedFileError: a file cannot be read, a cell has no ranks, or ranks and manifest contradict each other.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UsageError(
+            f"no published results in {folder}: it has no manifest.json; name a folder like results/main/cpu"
+        )
+    manifest = read_json(path)
+    if absent := [key for key in NEEDED if key not in manifest]:
+        raise DamagedFileError(f"{path} says nothing of {', '.join(absent)}; get the folder anew")
+    _refuse_what_needs_the_store(folder, manifest)
+    view = SuiteView(PublishedReader(folder, manifest), _record(manifest))
+    _check_summaries(folder, view)
+    files = table_files(view, QUALITY)
+    files["manifest.json"] = json_bytes({**manifest, "files": {**manifest["files"], **checksums(files)}})
+    changed = tuple(name for name, content in sorted(files.items()) if not _holds(folder / name, content))
+    return Refreshed(folder, files, changed)
+
+
+class PublishedReader(StoreReader):
+    """A store of rank cells only, read from a published folder.
+
+    Args:
+        folder: holds ``ranks.parquet`` or its numbered parts.
+        manifest: the folder's manifest.
+
+    Raises:
+        DamagedFileError: the ranks cannot be read.
+    """
+
+    def __init__(self, folder: Path, manifest: Json) -> None:
+        """Read all ranks; nothing is read later."""
+        self.root = folder
+        self._ranks = _read_all(folder)
+        self._cells = {
+            entry["rank"]: Cell(entry["rank"], folder, {"inputs": {}}, entry, {})
+            for row in manifest["rows"]
+            for seeds in row["cells"].values()
+            for entry in seeds.values()
+        }
+
+    def cell(self, cell_hash: str) -> Cell | None:
+        """A rank cell's figures; ``None`` for every other cell, for nothing of those was published."""
+        return self._cells.get(cell_hash)
+
+    def ranks(self, cell_hash: str) -> Ranks:
+        """The ranks of the targets.
+
+        Raises:
+            DamagedFileError: they were not published.
+        """
+        if cell_hash not in self._ranks:
+            raise DamagedFileError(f"{self.root} has no ranks of cell {cell_hash}; get the folder anew")
+        return self._ranks[cell_hash]
+
+
+def _record(manifest: Json) -> Json:
+    """The suite's record, as far as tables of quality ask for it."""
+    return {
+        **{key: manifest[key] for key in COPIED},
+        "name": manifest["suite"].partition("@")[0],
+        # Manifests of earlier versions name the data sets in alphabetical order only.
+        "data": manifest.get("order") or list(manifest["data"]),
+        "data_manifests": {name: entry["manifest"] for name, entry in manifest["data"].items()},
+    }
+
+
+def _refuse_what_needs_the_store(folder: Path, manifest: Json) -> None:
+    again = "; write it from its store with flr-bench tables"
+    if any(entry["missing"] or entry["notes"] for entry in manifest["data"].values()):
+        raise UsageError(f"{folder} was written while cells were missing or left out{again}")
+    if any(row["family"] == EXTERNAL for row in manifest["rows"]):
+        raise UsageError(f"{folder} has rows that other code ranked, and its manifest does not say which{again}")
+
+
+def _check_summaries(folder: Path, view: SuiteView) -> None:
+    """Ranks and manifest tell of the same rankings."""
+    from flr_bench.evaluation.metrics import metric_at
+
+    for row, data, seed in view.places():
+        cell = row.cells[data][seed].rank
+        ranks, found = view.store.ranks(cell), view.store.cell(cell)
+        told = {} if found is None else found.metrics["summary"]
+        value = float(metric_at(view.primary, ranks.by_item).mean())
+        if abs(value - float(told.get(view.primary, np.nan))) > TOLERANCE:
+            raise DamagedFileError(
+                f"{folder}: the ranks of '{row.label}', seed {seed}, give {view.primary} {value:.6f}, "
+                f"manifest.json says {told.get(view.primary)}; get the folder anew"
+            )
+
+
+def _read_all(folder: Path) -> dict[str, Ranks]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from flr_bench.evaluation.strata import STRATA
+
+    out = {}
+    try:
+        for path in sorted(folder.glob("ranks*.parquet")):
+            table = pq.read_table(path, partitioning=None)
+            for cell in table.column("cell").unique().to_pylist():
+                part = table.filter(pc.field("cell") == cell).sort_by("example")
+                columns = {name: part.column(name).to_numpy() for name in part.column_names if name != "cell"}
+                out[str(cell)] = Ranks(
+                    columns["example"].astype(np.int64),
+                    columns["user"].astype(np.int64),
+                    columns["rank_item"].astype(np.int32),
+                    columns["rank_title"].astype(np.int32),
+                    {name: columns[name].astype(np.str_) for name in STRATA if name in columns},
+                )
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DamagedFileError(f"the ranks in {folder} cannot be read ({error}); get the folder anew") from error
+    return out
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
