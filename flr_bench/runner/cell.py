@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from flr_bench.data.conditions import HistoryChange, TrainShare
@@ -29,7 +29,16 @@ def canonical_json(value: Any) -> str:
     Raises:
         ValueError: the value contains NaN or an infinity, which JSON cannot say.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+@lru_cache(maxsize=4096)
+def _as_dict(value: Budget | ExampleSettings | Machine) -> dict[str, Any]:
+    """``asdict`` of what very many cells share; not to be changed by who receives it."""
+    return asdict(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +82,7 @@ class Machine:
     @property
     def inputs(self) -> dict[str, Any]:
         """What enters a cell's hash; one device goes without saying."""
-        return {name: value for name, value in asdict(self).items() if name != "devices" or value != 1}
+        return {name: value for name, value in _as_dict(self).items() if name != "devices" or value != 1}
 
     @property
     def cost_key(self) -> str:
@@ -246,14 +255,14 @@ class FitCell(Cell):
         """See :attr:`Cell.own_inputs`."""
         return {
             "data": self.data.inputs,
-            "examples": asdict(self.examples),
+            "examples": dict(_as_dict(self.examples)),
             "method": self.method,
             "revision": self.revision,
             "params": dict(self.params),
             "stage": self.stage,
             "seed": self.seed,
             "machine": self.machine.inputs,
-            "budget": asdict(self.budget),
+            "budget": dict(_as_dict(self.budget)),
             **_given(train_share=self.train_share),
         }
 

@@ -16,7 +16,16 @@ from flr_bench.data.filtering import FilterParams
 from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.interface import CellSpec, FitSpec, Params, PrepareSpec, Recommender
 from flr_bench.registry import METRICS, PREPARERS, RECOMMENDERS
-from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.cell import (
+    Cell,
+    DataRef,
+    ExampleSettings,
+    FitCell,
+    Machine,
+    PrepareCell,
+    RankCell,
+    canonical_json,
+)
 from flr_bench.runner.conditions import UNDISTURBED, Condition, Conditions
 from flr_bench.runner.grids import point_of
 from flr_bench.runner.store import Store
@@ -599,7 +608,7 @@ def _check_stages(
 def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ...], data: Places) -> list[Row]:
     """The rows of one entry: its stages times its decodings, each followed by its rows under conditions."""
     method, spec = entry.method, entry.spec
-    fingerprints = data.fingerprints
+    memo = _Memo(data.fingerprints)
 
     def build(condition: Condition, stage: str, rank_params: Params, label: str) -> dict[tuple[str, int], RankCell]:
         cells = {}
@@ -608,7 +617,7 @@ def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ..
             if condition.origin is not None and fitted.name == ref.name:
                 continue  # fitted on the data that it ranks: that is the entry's own row
             for seed in seeds if method.stochastic or condition.by_seed else (0,):
-                builder = _Builder(file, profile, fitted, seed, entry.where, spec, fingerprints, condition)
+                builder = _Builder(file, profile, fitted, seed, entry.where, spec, memo, condition)
                 fit = builder.fit(spec.name, entry.params_on(fitted), stage)
                 cells[(ref.key, seed)] = builder.rank(fit, rank_params, label, ref)
         return cells
@@ -616,7 +625,7 @@ def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ..
     alone = len(entry.stages) * len(entry.rank_params) == 1
     rows = []
     for stage in entry.stages:
-        first = _Builder(file, profile, data.ranked[0], seeds[0], entry.where, spec, fingerprints)
+        first = _Builder(file, profile, data.ranked[0], seeds[0], entry.where, spec, _Memo(data.fingerprints))
         stages = tuple(fit.stage for fit in _chain(first.fit(spec.name, entry.params, stage)))
         for decoding, rank_params in entry.rank_params.items():
             own = _label(entry, stages, decoding, alone=alone)
@@ -660,6 +669,31 @@ def _check_own_budgets(
 
 
 @dataclass(frozen=True, eq=False)
+class _Memo:
+    """What the rows and seeds of one entry share, so that it is looked up, validated and hashed once."""
+
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    fits: dict[tuple[Any, ...], FitCell] = field(default_factory=dict)
+    prepared: dict[tuple[Any, ...], PrepareCell] = field(default_factory=dict)
+    validated: dict[tuple[Any, ...], Params] = field(default_factory=dict)
+    stage_params: dict[tuple[Any, ...], tuple[Params, dict[str, Any]]] = field(default_factory=dict)
+    dumped: dict[int, tuple[Params, dict[str, Any]]] = field(default_factory=dict)
+
+    def of_stage(self, method: type[Recommender], params: Params, stage: str) -> dict[str, Any]:
+        """What the stage depends on."""
+        key = (method, id(params), stage)
+        if key not in self.stage_params:  # params are kept, so that no others get their number
+            self.stage_params[key] = (params, dict(method.stage_params(params, stage)))
+        return self.stage_params[key][1]
+
+    def dump(self, params: Params) -> dict[str, Any]:
+        """The parameters as JSON values."""
+        if id(params) not in self.dumped:
+            self.dumped[id(params)] = (params, params.model_dump(mode="json"))
+        return self.dumped[id(params)][1]
+
+
+@dataclass(frozen=True, eq=False)
 class _Builder:
     """Builds an entry's cells for one data set and seed."""
 
@@ -669,7 +703,7 @@ class _Builder:
     seed: int
     where: Location
     entry: RecommenderEntry
-    fingerprints: dict[str, str]
+    memo: _Memo
     condition: Condition = UNDISTURBED
 
     def rank(self, fit: FitCell, rank_params: Params, row: str, ranked: DataRef) -> RankCell:
@@ -679,7 +713,7 @@ class _Builder:
             label=f"rank {row} · {ranked.key} · seed {self.seed}",
             requires=self._resolve(method.rank_requires(rank_params), fit.method),
             fit=fit,
-            params=rank_params.model_dump(mode="json"),
+            params=self.memo.dump(rank_params),
             test_examples=self.profile.test_examples,
             ks=self.file.suite.k,
             data=None if ranked is self.data else ranked,
@@ -688,6 +722,16 @@ class _Builder:
 
     def fit(self, name: str, params: Params, stage: str, shown: str | None = None) -> FitCell:
         """The cell of one stage and, through it, of those it builds on."""
+        key = (*self._place, name, id(params), stage, shown)
+        if key not in self.memo.fits:
+            self.memo.fits[key] = self._fit(name, params, stage, shown)
+        return self.memo.fits[key]
+
+    @property
+    def _place(self) -> tuple[Any, ...]:
+        return (id(self.data), self.seed, self.condition)
+
+    def _fit(self, name: str, params: Params, stage: str, shown: str | None) -> FitCell:
         method = RECOMMENDERS.get(name)
         budget = self._budget(name, stage)
         machine = replace(self._machine, devices=self.profile.devices if method.devices_supported else 1)
@@ -709,7 +753,7 @@ class _Builder:
             ),
             method=name,
             revision=method.revision,
-            params=dict(method.stage_params(params, stage)),
+            params=self.memo.of_stage(method, params, stage),
             stage=stage,
             seed=seed,
             machine=machine,
@@ -720,23 +764,27 @@ class _Builder:
     def _prepare(self, spec: PrepareSpec) -> PrepareCell:
         preparer = PREPARERS.get(spec.what)
         params = self._validated(preparer.Params, spec.params, f"preparation '{spec.what}'")
+        place = (*self._place, spec.what, id(params))
+        if place in self.memo.prepared:
+            return self.memo.prepared[place]
         key = f"{spec.what} {params.model_dump_json()}"
-        if key not in self.fingerprints:  # reading a large file once is enough
+        if key not in self.memo.fingerprints:  # reading a large file once is enough
             try:
-                self.fingerprints[key] = preparer.fingerprint(params)
+                self.memo.fingerprints[key] = preparer.fingerprint(params)
             except UsageError as error:
                 raise self.file.error(self.where, f"preparation '{spec.what}': {error}") from error
-        return PrepareCell(
+        self.memo.prepared[place] = PrepareCell(
             label=f"prepare {spec.what} · {self._learned}" + ("" if self._share is None else f" · seed {self.seed}"),
             data=self.data,
             max_history=self.file.suite.max_history,
             what=spec.what,
             revision=preparer.revision,
-            params=params.model_dump(mode="json"),
-            fingerprint=self.fingerprints[key],
+            params=self.memo.dump(params),
+            fingerprint=self.memo.fingerprints[key],
             machine=self._machine,
             train_share=self._share,
         )
+        return self.memo.prepared[place]
 
     @property
     def _learned(self) -> str:
@@ -766,11 +814,13 @@ class _Builder:
         return self.fit(spec.method, params, spec.stage, None if spec.method == asker else spec.method)
 
     def _validated(self, model: Callable[..., Any], params: Mapping[str, Any], what: str) -> Params:
-        try:
-            validated: Params = model(**params)
-        except ValueError as error:
-            raise self.file.error(self.where, f"{what}: {error}") from error
-        return validated
+        key = (model, canonical_json(params))
+        if key not in self.memo.validated:
+            try:
+                self.memo.validated[key] = model(**params)
+            except ValueError as error:
+                raise self.file.error(self.where, f"{what}: {error}") from error
+        return self.memo.validated[key]
 
     def _budget(self, name: str, stage: str) -> StageBudget:
         own = self.entry.budgets if name == self.entry.name else {}
