@@ -18,7 +18,7 @@ from flr_bench.runner.limits import Limits, available_memory, parse_bytes, parse
 from flr_bench.runner.plan import Plan, Selection, closure, make_plan, refuse_missing
 from flr_bench.runner.progress import Display
 from flr_bench.runner.store import Store, ensure_writable, read_json, write_json
-from flr_bench.runner.suite import Profile, find_suite, load_suite, parse_seeds
+from flr_bench.runner.suite import Profile, find_suite, load_suite, parse_seeds, split_names
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ class Request:
         Raises:
             UsageError: a name or the suite file is wrong.
         """
-        only = tuple(name.strip() for name in self.only.split(",")) if self.only is not None else None
-        selection = Selection(parse_seeds(self.seeds) if self.seeds is not None else None, only, self.devices)
         file = load_suite(find_suite(self.suite))
+        known = {name for entry in file.suite.recommenders for name in (entry.name, entry.label) if name}
+        only = split_names(self.only, known) if self.only is not None else None
+        selection = Selection(parse_seeds(self.seeds) if self.seeds is not None else None, only, self.devices)
         if self.data is not None:
             file = file.with_data(name.strip() for name in self.data.split(","))
         if self.converged:

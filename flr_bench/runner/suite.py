@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
@@ -215,6 +215,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     except ValueError as error:
         reason = "expected a number such as 3, or a list such as 0,1,2" if "invalid literal" in str(error) else error
         raise UsageError(f"--seeds {text}: {reason}") from error
+
+
+def split_names(text: str, known: Collection[str]) -> tuple[str, ...]:
+    """Names separated by commas, of which the known ones may have commas of their own: the longest that is known."""
+    parts = text.split(",")
+    found: list[str] = []
+    while parts:
+        sizes = range(len(parts), 0, -1)
+        size = next((size for size in sizes if ",".join(parts[:size]).strip() in known), 1)
+        found.append(",".join(parts[:size]).strip())
+        del parts[:size]
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)

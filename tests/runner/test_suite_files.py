@@ -10,7 +10,7 @@ import pytest
 
 from flr_bench.errors import UsageError
 from flr_bench.runner.plan import Plan, check_suite, make_plan
-from flr_bench.runner.suite import bundled_suites, load_suite
+from flr_bench.runner.suite import bundled_suites, load_suite, split_names
 
 WriteSuite = Callable[..., Path]
 PROFILES = """\
@@ -211,6 +211,12 @@ def test_every_profile_is_validated_before_any_is_planned(write_suite: WriteSuit
     assert "no budget for the stage 'rl' of fake_llm" in refused(path, tmp_path)
     path.write_text(path.read_text() + "    shared: {llm: {noise: -3}}\n")
     assert "profiles.gpu.shared.llm.noise: input should be greater" in refused(path, tmp_path)
+
+
+def test_labels_with_commas_can_be_selected() -> None:
+    known = {"K = 2", "K = 2, width 24", "flr"}
+    assert split_names("K = 2, width 24,flr, K = 2", known) == ("K = 2, width 24", "flr", "K = 2")
+    assert split_names("flr,nobody, width 24", known) == ("flr", "nobody", "width 24")
 
 
 def test_the_remedy_for_missing_data_is_told(write_suite: WriteSuite, tmp_path: Path) -> None:
