@@ -21,8 +21,11 @@ NAME_TAG = "mlflow.runName"
 NOTE_TAG = "mlflow.note.content"
 ARTIFACTS = ("cell.json", "metrics.json", "environment.json", "system.json", "log.txt")
 
-CURVE_POINTS = 300
-"""Points of a curve that are mirrored at most: MLflow's pages take minutes with more; the store keeps all."""
+CURVE_POINTS, SYSTEM_POINTS = 300, 60
+"""Points of a curve, and of a system metric, that are mirrored at most; the store keeps all.
+
+Thousands a run make MLflow's database large and its pages slow.
+"""
 
 _FINENESS = (2, 3, 4, 5, 6)  # decimals of an epoch: as few as tell a curve's points apart
 
@@ -217,12 +220,12 @@ def _system_samples(system: Json, start_ms: int) -> list[Sample]:
     """What the machine did meanwhile, under the names that MLflow has a page for."""
     columns: Json = dict(system.get("columns") or {})
     seconds = columns.pop("seconds", [])
-    return [
-        Sample(f"system/{name}", float(value), start_ms + int(1000 * when), step)
-        for name, values in columns.items()
-        for step, (when, value) in enumerate(zip(seconds, values, strict=True))
-        if value is not None
-    ]
+    samples = []
+    for name, values in columns.items():
+        points = [(step, float(value)) for step, value in enumerate(values) if value is not None]
+        for step, value in thinned(points, SYSTEM_POINTS):
+            samples.append(Sample(f"system/{name}", value, start_ms + int(1000 * float(seconds[step])), step))
+    return samples
 
 
 def figures(metrics: Json) -> dict[str, float]:

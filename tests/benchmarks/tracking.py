@@ -42,7 +42,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.tracking", description=__doc__)
     parser.add_argument("--runs", type=int, default=1000, help="cells in the store (default 1000)")
     parser.add_argument("--points", type=int, default=2000, help="points of each curve of a fit (default 2000)")
-    parser.add_argument("--plain", type=int, default=4, help="fits that are logged point by point too (default 4)")
+    parser.add_argument("--plain", type=int, default=1, help="fits that are logged point by point too (default 1)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write a Markdown report and the figures there")
     parser.add_argument("--screenshots", type=Path, metavar="FOLDER", help="keep what Chromium shows")
     return parser.parse_args(arguments)
