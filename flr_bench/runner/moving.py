@@ -73,7 +73,8 @@ def pack(store: Store, archive: Path, suites: Sequence[str] | None, *, models: b
     except OSError as error:
         raise FlrBenchError(f"cannot write {archive}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return len(present)
 
 

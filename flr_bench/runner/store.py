@@ -199,6 +199,7 @@ class Store:
             write_sums(temporary)
             if not before or self._make_room(temporary, self.folder(cell.hash)):
                 self.place(temporary, self.folder(cell.hash))
+                sync_folder(self.root / "cells")
             (self.root / "failures" / f"{cell.hash}.json").unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints(cell.hash), ignore_errors=True)
         finally:
@@ -220,7 +221,6 @@ class Store:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
             return False
-        sync_folder(final.parent)
         self._note(final.name)
         return True
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flr_bench.errors import DamagedFileError, FlrBenchError
@@ -105,9 +105,7 @@ def test_rankings_are_compared_by_content(tmp_path: Path) -> None:
     assert difference(tmp_path / "a", tmp_path / "b") == "ranking.parquet"
 
 
-def test_a_full_disk_while_writing_leaves_the_store_as_it_was(
-    store: Store, make_cell: MakeCell, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_while_writing_leaves_the_store_as_it_was(store: Store, make_cell: MakeCell) -> None:
     """In a process of its own, which may write no file longer than 1 KiB."""
     put(store, make_cell(0))
     code = (
@@ -135,9 +133,19 @@ def go(suite: Path, root: Path, say: Callable[[str], None] = print) -> Session:
     return run(Request(str(suite), "cpu"), folders(root), "missing", 1, Frontend(lambda _: Display(), lambda: (), say))
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished")
+
+
 @pytest.fixture
-def finished(write_suite: WriteSuite, tmp_path: Path) -> Session:
-    return go(write_suite(), tmp_path)
+def finished(write_suite: WriteSuite, tmp_path: Path, template: Path) -> Session:
+    """The fake suite, computed once and copied."""
+    suite = write_suite()
+    if not (template / "runs").is_dir():
+        go(suite, template)
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    return go(suite, tmp_path)
 
 
 def test_damaged_cells_are_found_quarantined_and_run_again(finished: Session, tmp_path: Path) -> None:
@@ -156,14 +164,8 @@ def test_damaged_cells_are_found_quarantined_and_run_again(finished: Session, tm
     lines: list[str] = []
     session = go(suite, tmp_path, lines.append)
     assert set(session.outcome.done) == {first.hash, second.hash, first.fit.hash}
-    assert sorted(line.partition("(")[2].partition(")")[0] for line in lines) == sorted(
-        [
-            "metrics.json has 13 bytes instead of " + str(store.entries()[first.hash].files["metrics.json"][0]),
-            f"ranking.parquet has 4 bytes instead of {(store.folder(second.hash) / 'ranking.parquet').stat().st_size}",
-            f"model/scores.json has 3 bytes instead of "
-            f"{(store.folder(first.fit.hash) / 'model/scores.json').stat().st_size}",
-        ]
-    ) or all("damaged" in line for line in lines)
+    for name in ("metrics.json", "ranking.parquet", "model/scores.json"):
+        assert any(f"({name} has " in line for line in lines)
     assert len(lines) == 3
     assert all("it runs again" in line for line in lines)
     quarantined = sorted((store.root / "quarantine").iterdir())
@@ -192,7 +194,8 @@ def test_ranks_of_a_damaged_cell_are_not_shown(finished: Session, tmp_path: Path
         StoreReader(tmp_path / "runs").ranks(cell.hash)
 
 
-def test_a_store_without_index_and_checksums_stays_readable(finished: Session, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("finished")
+def test_a_store_without_index_and_checksums_stays_readable(tmp_path: Path) -> None:
     def tables(name: str) -> dict[str, bytes]:
         found = write_tables(tmp_path / "runs", tmp_path / name, None, None, ["main", "training", "cost"])
         return {path.name: path.read_bytes() for path in found}
@@ -227,9 +230,38 @@ def shown(entries: dict[str, Entry]) -> dict[str, Any]:
     return {name: (e.kind, e.cost_key, e.figures, e.environment, e.files) for name, e in entries.items()}
 
 
+def append(root: Path, index: Index, name: str, _: int) -> None:
+    if (root / "cells" / name).is_dir():
+        index.append([Entry.of(root / "cells" / name)])
+
+
+def write(root: Path, index: Index, name: str, value: int) -> None:
+    cell_folder(root, name, value)
+    append(root, index, name, value)
+
+
+def tear(root: Path, _: Index, __: str, value: int) -> None:
+    for path in sorted((root / "index").glob("*.jsonl"))[:1]:
+        path.write_bytes(path.read_bytes()[: -value or None])
+
+
+def forget(root: Path, *_: Any) -> None:
+    for path in sorted((root / "index").glob("*.jsonl"))[-1:]:
+        path.unlink()
+
+
+STEPS: dict[str, Callable[[Path, Index, str, int], Any]] = {
+    "write": write,
+    "append": append,
+    "remove": lambda root, _, name, __: shutil.rmtree(root / "cells" / name, ignore_errors=True),
+    "load": lambda _, index, __, ___: index.load(),
+    "rebuild": lambda _, index, __, ___: index.rebuild(),
+    "tear": tear,
+    "forget": forget,
+}
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["write", "append", "remove", "load", "rebuild", "tear", "forget"]),
+        st.sampled_from(sorted(STEPS)),
         st.integers(0, 2),
         st.integers(0, 3),
         st.integers(0, 9),
@@ -239,7 +271,7 @@ ACTIONS = st.lists(
 
 
 @given(ACTIONS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 def test_any_history_of_an_index_gives_what_a_rebuild_gives(
     tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, int, int, int]]
 ) -> None:
@@ -247,30 +279,13 @@ def test_any_history_of_an_index_gives_what_a_rebuild_gives(
     (root / "cells").mkdir()
     writers = [Index(root, f"w{i}") for i in range(3)]
     for action, writer, number, value in actions:
-        name = f"c{number}"
-        folder = root / "cells" / name
-        if action == "write":
-            cell_folder(root, name, value)
-            writers[writer].append([Entry.of(folder)])
-        elif action == "append" and folder.is_dir():
-            writers[writer].append([Entry.of(folder)])
-        elif action == "remove":
-            shutil.rmtree(folder, ignore_errors=True)
-        elif action == "load":
-            writers[writer].load()
-        elif action == "rebuild":
-            writers[writer].rebuild()
-        elif action == "tear":
-            for path in sorted((root / "index").glob("*.jsonl"))[:1]:
-                path.write_bytes(path.read_bytes()[: -value or None])
-        elif action == "forget":
-            for path in sorted((root / "index").glob("*.jsonl"))[-1:]:
-                path.unlink()
-    loaded = {name: e for name, e in Index(root).load().items()}
-    present = {name: Entry.of(root / "cells" / name) for name in os.listdir(root / "cells")}
+        STEPS[action](root, writers[writer], f"c{number}", value)
+    loaded = Index(root).load()
+    present = {path.name: Entry.of(path) for path in (root / "cells").iterdir()}
     assert loaded.keys() == present.keys()
-    stale = {name for name in present if loaded[name].files != present[name].files}
-    assert not {name for name in stale if shown({name: loaded[name]}) == shown({name: present[name]})}
+    # A cell that was replaced behind the index's back can be told by its files; all others are as they are.
+    current = {name for name in present if loaded[name].files == present[name].files}
+    assert shown({n: loaded[n] for n in current}) == shown({n: present[n] for n in current})
     assert shown(Index(root).rebuild()) == shown(present)
     assert shown(Index(root).load()) == shown(present)
 
