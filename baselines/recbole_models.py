@@ -10,17 +10,27 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from flr_bench.errors import DamagedFileError, DataError, MissingDependencyError
+from flr_bench.errors import (
+    DamagedFileError,
+    DataError,
+    Divergence,
+    MissingDependencyError,
+    NotFiniteError,
+    TrainingDiverged,
+    require_finite,
+)
 from flr_bench.interface import (
     CatalogScorer,
     Examples,
@@ -218,6 +228,21 @@ class _Sequences:
         return len(self.targets)
 
 
+@dataclass(frozen=True)
+class _Course:
+    """One epoch over the train examples.
+
+    Attributes:
+        sequences: the examples.
+        ids: ``[n]`` by which messages name them.
+        epoch: from 1.
+    """
+
+    sequences: _Sequences
+    ids: npt.NDArray[np.int64]
+    epoch: int
+
+
 class RecBoleRecommender(Recommender, CatalogScorer):
     """One training loop around a RecBole model class; a subclass names the class and shapes the batches.
 
@@ -271,6 +296,7 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         Raises:
             DataError: there is no train example, or one without history.
             MissingDependencyError: RecBole cannot be imported.
+            TrainingDiverged: a loss, or the watched value, is not finite.
         """
         import torch
 
@@ -290,8 +316,8 @@ class RecBoleRecommender(Recommender, CatalogScorer):
             )
             record = _Record(context.budget.watch)
             for epoch in range(1, context.budget.epochs + 1):
-                loss = self._train_epoch(sequences, optimizer, epoch, context)
-                record.note(epoch, loss, self._watched(data, context), self.model)
+                loss = self._train_epoch(_Course(sequences, data.train.ids, epoch), optimizer, context)
+                record.note(epoch, loss, self._watched(data, context, epoch), self.model)
                 if record.exhausted(context.budget.patience):
                     break
         record.restore(self.model)
@@ -394,17 +420,20 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         ]
         return Ranking(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
 
-    def _train_epoch(
-        self, sequences: _Sequences, optimizer: torch.optim.Optimizer, epoch: int, context: FitContext
-    ) -> float:
-        """One pass over the shuffled examples; returns the mean loss per batch."""
+    def _train_epoch(self, course: _Course, optimizer: torch.optim.Optimizer, context: FitContext) -> float:
+        """One pass over the shuffled examples; returns the mean loss per batch.
+
+        Losses are looked at as often as progress is told, which waits for the device anyway.
+        """
         import torch
 
         self.model.train()
+        sequences, epoch = course.sequences, course.epoch
         order = torch.randperm(len(sequences)).to(sequences.targets.device)
         batches = torch.split(order, self.params.batch_size)
         total: Tensor | float = 0.0
         counted, told = 0, 0.0
+        losses: list[tuple[int, Tensor]] = []  # since they were looked at
         for step, rows in enumerate(batches, start=1):
             fields = self.training_batch(sequences.take(rows))
             if fields is None:
@@ -414,18 +443,49 @@ class RecBoleRecommender(Recommender, CatalogScorer):
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total, counted = total + loss.detach(), counted + 1
+            losses.append((step, loss.detach()))
             if step == len(batches) or time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
                 values = {"loss": float(total) / counted}
+                if not math.isfinite(values["loss"]):
+                    raise self._diverged(course, losses, batches)
+                losses.clear()
                 context.progress(Progress(epoch, context.budget.epochs, step, len(batches), values))
+        if not math.isfinite(float(total)):  # the last batches taught nothing, so that nobody looked
+            raise self._diverged(course, losses, batches)
         return float(total) / max(counted, 1)
 
-    def _watched(self, data: Split, context: FitContext) -> float:
+    def _diverged(
+        self, course: _Course, losses: Sequence[tuple[int, Tensor]], batches: Sequence[Tensor]
+    ) -> TrainingDiverged:
+        """What to raise at the first loss that is not finite; the batch's examples tell for themselves."""
+        import torch
+
+        step, loss = next(((step, loss) for step, loss in losses if not math.isfinite(float(loss))), losses[-1])
+        rows = batches[step - 1]
+        self.model.eval()
+        with torch.inference_mode():
+            alone = self.model.full_sort_predict(self.ranking_batch(course.sequences.take(rows)))  # type: ignore[operator]
+        bad = (~torch.isfinite(alone.view(len(rows), -1)).all(dim=1)).nonzero()[:, 0]
+        ids = course.ids[rows.cpu().numpy()]
+        suspects = [int(ids[i]) for i in bad.tolist()] if len(bad) < len(rows) else []
+        divergence = Divergence(
+            "loss", float(loss), "fit", course.epoch, step, [int(i) for i in ids], suspects, checkpoint=None
+        )
+        return TrainingDiverged(divergence)
+
+    def _watched(self, data: Split, context: FitContext, epoch: int) -> float:
         """The watched value on valid."""
-        if context.budget.watch == "nll":
-            rows = np.arange(len(data.valid))
-            return float(-self.log_probabilities(data.valid)[rows, data.valid.targets].mean())
-        return context.validate(lambda examples, k: self._top(examples, k, context.seed))
+        watch = context.budget.watch
+        try:
+            if watch == "nll":
+                rows = np.arange(len(data.valid))
+                nll = -self.log_probabilities(data.valid)[rows, data.valid.targets].mean()
+                return require_finite("nll on valid", float(nll))
+            measured = context.validate(lambda examples, k: self._top(examples, k, context.seed))
+            return require_finite(f"{watch} on valid", measured)
+        except NotFiniteError as error:
+            raise TrainingDiverged(Divergence(error.what, error.value, "fit", epoch, None)) from error
 
     def _negatives(self, positives: Tensor) -> Tensor:
         """For each positive id another one, uniform over the rest of the catalog."""

@@ -14,6 +14,7 @@ import typer
 
 from flr_bench import __version__
 from flr_bench.commands.cluster import cluster_app
+from flr_bench.commands.compare import diff, explain
 from flr_bench.commands.data import data_app
 from flr_bench.commands.options import (
     CACHE,
@@ -43,8 +44,12 @@ from flr_bench.commands.options import (
     Track,
     Workers,
 )
+from flr_bench.commands.plan import plan
+from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
+from flr_bench.commands.suites import suites_app
+from flr_bench.commands.track import track_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
 
@@ -66,11 +71,11 @@ backbone_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-track_app = typer.Typer(help="MLflow tracking.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(methods_app, name="methods")
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(store_app, name="store")
+app.add_typer(suites_app, name="suites")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
 inspect_app = typer.Typer(
@@ -79,6 +84,10 @@ inspect_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(inspect_app, name="inspect")
+app.command()(reproduce)
+app.command()(plan)
+app.command()(diff)
+app.command()(explain)
 app.command()(score)
 app.command()(tune)
 
@@ -259,6 +268,7 @@ def inspect_search(
     files = write_search(runs, results, session.plan.file.suite.version, profile)
     for tracker in trackers:
         tracker.log_files(files, results)
+        tracker.close()
     if not (quiet or as_json):
         typer.echo(next(path for path in files if path.name == "search.md").read_text(encoding="utf-8"))
     _report(session, folders, as_json=as_json)
@@ -278,8 +288,9 @@ def _complete_tracking(session: Session, trackers: list[Tracker], folders: Folde
             observer.start_suite(session.plan.record())
             observer.finish("FINISHED")
     for tracker in trackers:
-        tracker.sync(folders.runs, started=True)
+        tracker.catch_up(folders.runs)
         tracker.log_files(files, folders.results)
+        tracker.close()
 
 
 def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Path]:
@@ -341,30 +352,6 @@ def _report_failures(session: Session, folders: Folders) -> None:
     for cell in outcome.blocked:
         _say(f"  {cell.label}: not started")
     raise typer.Exit(1)
-
-
-@app.command()
-def plan(
-    suite: SuiteName = "main",
-    profile: ProfileName = "cpu",
-    seeds: Seeds = None,
-    only: Only = None,
-    workers: Workers = None,
-    devices: Devices = None,
-    data: DataNames = None,
-    runs: Runs = RUNS,
-    cache: Cache = CACHE,
-    as_json: AsJson = False,
-) -> None:
-    """Show a suite's cells, what is done, and how long the rest may take."""
-    from flr_bench.runner.describe import plan_json, plan_text
-    from flr_bench.runner.session import Request
-    from flr_bench.runner.store import Store
-
-    store = Store(runs)
-    planned = Request(suite, profile, seeds, only, devices, data).plan(cache)
-    count = workers or planned.profile.workers
-    typer.echo(json.dumps(plan_json(planned, store, count)) if as_json else plan_text(planned, store, count))
 
 
 @app.command()
@@ -475,20 +462,6 @@ def check(
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(0 if report.ok else 1)
-
-
-@track_app.command("sync")
-def track_sync(runs: Runs = RUNS, mlruns: Mlruns = MLRUNS) -> None:
-    """Send finished cells that MLflow does not know yet, for example after its server was down."""
-    from flr_bench.runner.store import Store
-    from flr_bench.tracking import Tracker
-
-    Store(runs)
-    tracker = Tracker(None, mlruns)
-    count = tracker.sync(runs)
-    if tracker.down:
-        raise typer.Exit(1)
-    typer.echo(f"{count} cells sent")
 
 
 def _keep_matplotlib_in(cache: Path) -> None:

@@ -91,6 +91,7 @@ def all_checks() -> Iterator[Check]:
     yield from (check_package(requirement) for requirement in requirements())
     yield check_recbole()
     yield check_device()
+    yield check_energy()
     yield check_memory(memory_bytes())
     yield check_disk(Path.cwd())
     yield from (check_folder(Path(os.environ.get(variable, name)), name) for variable, name in FOLDERS.items())
@@ -198,6 +199,20 @@ def check_device() -> Check:
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Check("device", "ok", f"cuda: {names}; {threads}")
     return Check("device", "ok", f"cpu (no CUDA device; the cpu profiles need none); {threads}")
+
+
+def check_energy(powercap: Path = Path("/sys/class/powercap")) -> Check:
+    """Whether the hardware's counters of energy can be read; without them cells have no figure of it."""
+    zones = sorted(powercap.glob("intel-rapl:*/energy_uj"))
+    if not zones:
+        return Check("energy", "ok", f"not measured: no counter under {powercap} (usual in virtual machines)")
+    try:
+        for zone in zones:
+            zone.read_text(encoding="ascii")
+    except OSError as error:
+        remedy = f"sudo chmod a+r {powercap}/intel-rapl:*/energy_uj (until the next start of the machine)"
+        return Check("energy", "note", f"not measured: {error.strerror or error} for {error.filename}", remedy)
+    return Check("energy", "ok", "measured by RAPL, for the whole processor and all that runs on it")
 
 
 def memory_bytes() -> float | None:

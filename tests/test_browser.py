@@ -28,8 +28,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     store = write_store(tmp_path / "runs", SyntheticSuite(rows=ROWS, seeds=(0,), contrasts=()))
     tracker = Tracker(None, tmp_path / "mlruns")
     assert tracker.sync(store) == 4
-    experiment = tracker._client.get_experiment_by_name("main@1").experiment_id
-    (run,) = tracker._client.search_runs([experiment], "tags.method = 'sasrec' and tags.kind = 'rank'")
+    experiment = tracker.client.get_experiment_by_name("main@1").experiment_id
+    (run,) = tracker.client.search_runs([experiment], "tags.method = 'sasrec' and tags.kind = 'rank'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

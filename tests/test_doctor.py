@@ -66,3 +66,15 @@ def test_small_memory_and_blocked_folders_are_told(tmp_path: Path) -> None:
     assert blocked.state == "bad"
     assert "--results" in blocked.remedy
     assert doctor.check_folder(tmp_path / "new" / "results", "results").state == "ok"
+
+
+def test_whether_energy_is_measured_is_told(tmp_path: Path) -> None:
+    assert "not measured" in doctor.check_energy(tmp_path).found
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    (zone / "energy_uj").write_text("5\n")
+    assert "RAPL" in doctor.check_energy(tmp_path).found
+    (zone / "energy_uj").unlink()
+    (zone / "energy_uj").mkdir()  # as unreadable as for a user without the right
+    refused = doctor.check_energy(tmp_path)
+    assert (refused.state, "chmod" in refused.remedy) == ("note", True)

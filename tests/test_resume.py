@@ -1,51 +1,50 @@
-"""The whole of it: every method of the smoke suite, killed in the middle and started again."""
+"""The whole of it, killed at random moments and started again each time: see :mod:`tests.kills`."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.kills import Blow, Course, Tally, blows, disturb
+from tests.runner.conftest import SUITE
+
+KILL = [signal.SIGKILL]
+SOFTER = [signal.SIGTERM, signal.SIGINT]
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "flr_bench.cli", "run", "--suite", "smoke", "--no-track", *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def finish(folder: Path) -> str:
-    done = subprocess.run(command(), cwd=folder, env=environment(), capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def check(tally: Tally, strikes: list[Blow], capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\n{tally}")  # noqa: T201 - the figures are what one wants to know
+    assert tally.survived.total() == len(strikes)
+    assert not tally.lost
+    assert not tally.again
+    assert not tally.unkept
+    assert tally.rounds >= 1
+    assert min(tally.starts.values()) >= tally.rounds
 
 
 @pytest.mark.slow
-def test_the_smoke_suite_killed_in_the_middle_ends_as_if_undisturbed(tmp_path: Path) -> None:
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    killed.mkdir()
-    undisturbed.mkdir()
-    process = subprocess.Popen(command(), cwd=killed, env=environment(), stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "fit flr · sft" in line and "epoch 1/1" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.stderr.close()
-    assert process.wait() == -signal.SIGKILL
-    finished = len(list((killed / "runs" / "cells").iterdir()))
-    assert finished >= 2
-    assert "nothing to do" not in finish(killed)
-    assert len(list((killed / "runs" / "cells").iterdir())) > finished
-    finish(undisturbed)
-    for name in ("main.csv", "contrasts.csv", "training.csv", "strata.csv"):
-        table = Path("results") / "smoke" / "cpu" / name
-        assert (killed / table).read_bytes() == (undisturbed / table).read_bytes(), name
-    assert "nothing to do" in finish(killed)
+@pytest.mark.parametrize(("signals", "count"), [(KILL, 20), (SOFTER, 6)])
+def test_a_suite_of_fakes(
+    signals: list[signal.Signals], count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = tmp_path / "fake.yaml"
+    suite.write_text(SUITE.replace("{noise: 0.7}", "{noise: 0.7, sleep: 0.5}"))
+    strikes = blows(signals, count)
+    check(disturb(Course(str(suite), tmp_path), strikes, seed=1), strikes, capsys)
+
+
+@pytest.mark.slow
+def test_the_smoke_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every method; 20 kills, and what a scheduler or a user sends."""
+    strikes = blows([*KILL, *KILL, *KILL, *KILL, *KILL, *KILL, signal.SIGTERM, *KILL, *KILL, *KILL, signal.SIGINT], 24)
+    assert sum(blow.signal == signal.SIGKILL for blow in strikes) >= 20
+    check(disturb(Course("smoke", tmp_path), strikes, seed=2), strikes, capsys)
+
+
+def test_interruptions_take_turns() -> None:
+    found = [(blow.signal, blow.group) for blow in blows(SOFTER, 4)]
+    assert found == [(SOFTER[0], True), (SOFTER[1], True), (SOFTER[0], False), (SOFTER[1], False)]
+    assert str(blows(KILL, 2)[1]) == "SIGKILL to the runner"

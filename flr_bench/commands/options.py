@@ -67,7 +67,7 @@ Results = Annotated[Path, typer.Option("--results", envvar="FLR_BENCH_RESULTS", 
 SuiteName = Annotated[
     str,
     typer.Option(
-        "--suite", help="A bundled suite (smoke, main, ablations) or a YAML file.", autocompletion=complete_suite
+        "--suite", help="A bundled suite (flr-bench suites lists them) or a YAML file.", autocompletion=complete_suite
     ),
 ]
 MethodName = Annotated[str, typer.Argument(autocompletion=complete_method)]

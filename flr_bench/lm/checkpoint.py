@@ -87,6 +87,12 @@ class Checkpoints:
         self._fit |= json.loads(json.dumps(further))
 
     @property
+    def newest(self) -> str | None:
+        """The folder of the last checkpoint, if there is one."""
+        folders = self._numbered()
+        return str(folders[-1]) if folders else None
+
+    @property
     def due(self) -> bool:
         """Whether it is time for a checkpoint within an epoch."""
         if not self.writes:

@@ -156,6 +156,7 @@ class Fitting:
             else None,
             checkpoints=self.checkpoints,
             group=self.group,
+            ids=self.data.train.ids,
         )
         self._encode_ahead()
         with self._prepared_layers():
@@ -206,6 +207,7 @@ class Fitting:
             fused_optimizer=self.params.fused_optimizer,
             checkpoints=self.checkpoints,
             group=self.group,
+            ids=self.data.train.ids,
         )
         return LatentGrpo(self.state.model, job)
 

@@ -31,7 +31,7 @@ from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.branching import EncodedPrompts
 from flr_bench.lm.checkpoint import Checkpoints
 from flr_bench.lm.memory import Passes, row_passes
-from flr_bench.lm.model import AtWeights, LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.model import AtWeights, LatentModel, TargetBatch, TargetExamples, length_groups, unfinite_rows
 from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import AdvantageKind, LatentGrpoParams
 from flr_bench.lm.reasoner import Thought, module_generator
@@ -199,6 +199,7 @@ class GrpoJob:
         fused_optimizer: as in :class:`~flr_bench.lm.params.SftParams`.
         checkpoints: where the fit is kept against interruption.
         group: the processes that train together; every batch is divided over them.
+        ids: as in :class:`~flr_bench.lm.training.Course`.
     """
 
     params: LatentGrpoParams
@@ -214,6 +215,7 @@ class GrpoJob:
     fused_optimizer: bool = False
     checkpoints: Checkpoints | None = None
     group: Group = ALONE
+    ids: npt.NDArray[np.integer[Any]] | None = None
 
 
 @dataclass(eq=False)
@@ -261,7 +263,7 @@ class LatentGrpo(Stage):
         job: what to train on.
     """
 
-    shown = "reward"
+    name, shown = "rl", "reward"
 
     def __init__(self, model: LatentModel, job: GrpoJob) -> None:
         """Draw noise and shuffles from generators of their own."""
@@ -315,6 +317,7 @@ class LatentGrpo(Stage):
             budget=self.job.budget,
             progress=self.job.progress,
             checkpoints=self.job.checkpoints,
+            ids=self.job.ids,
         )
 
     @property
@@ -339,6 +342,10 @@ class LatentGrpo(Stage):
     def begin_epoch(self) -> None:
         """The backbone is frozen: no dropout."""
         self.model.eval()
+
+    def suspects(self, rows: npt.NDArray[np.int64]) -> list[int]:
+        """By the likelihood that rewards are made of, without noise."""
+        return unfinite_rows(self.model, self.job.data, rows)
 
     def note_update(self, log: TrainingLog, epoch: float, step: int, figures: Mapping[str, float]) -> None:
         """Every update's figures are noted; so many times an epoch valid is."""

@@ -340,6 +340,22 @@ def validation_nll(
     return group.sum_array(values)
 
 
+def unfinite_rows(model: LatentModel, data: TargetExamples, rows: Ints) -> list[int]:
+    """Those of ``rows`` whose target has no finite likelihood when its example is run alone.
+
+    Of a sharded model none, since its processes would have to run the same examples together.
+    """
+    if model.sharded:
+        return []
+    training = model.training
+    model.eval()
+    with model.without_gradients():
+        losses = [model.target_nll(data.batch(rows[i : i + 1], model.device))[0] for i in range(len(rows))]
+        found = [int(row) for row, loss in zip(rows, losses, strict=True) if not bool(torch.isfinite(loss).all())]
+    model.train(training)
+    return found
+
+
 class AtWeights(Generic[T]):
     """Remembers what was last computed with a module's weights, until one of them changes.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from flr_bench.errors import DataError
+from flr_bench.errors import DataError, Divergence, TrainingDiverged
 from flr_bench.interface import (
     FitContext,
     FitReport,
@@ -125,6 +125,11 @@ class TitleSequences:
         users = np.concatenate([[0], bounds, [len(titles)]]).astype(np.int64)
         return cls(tokenized.targets.tokens[source], starts, users)
 
+    def users_of(self, tokens: Int64s) -> Int64s:
+        """The users, counted from 0 in the order of their numbers, whose titles stand at ``tokens``, each once."""
+        titles = np.searchsorted(self.starts, tokens, side="right") - 1
+        return np.unique(np.searchsorted(self.users, titles, side="right") - 1)
+
     def windows(self, rng: np.random.Generator, items: int, tokens: int) -> tuple[Int64s, Int64s]:
         """Cut every user's sequence into windows, with another offset each time.
 
@@ -208,9 +213,13 @@ def pretrain(
 
     Returns:
         The curves ``loss`` and ``nll_valid``.
+
+    Raises:
+        TrainingDiverged: the loss is no longer finite; names the users whose titles were read.
     """
     tokenized = TokenizedCatalog.build(data.catalog, backbone.tokenizer, "titles@1")
-    sequences = TitleSequences.build(_earliest(data.interactions, params.share), tokenized)
+    interactions = _earliest(data.interactions, params.share)
+    sequences = TitleSequences.build(interactions, tokenized)
     rng = np.random.default_rng([params.seed, len(sequences.starts)])
     optimiser = _optimiser(backbone.model, params)
     curves: dict[str, list[tuple[float, float]]] = {"loss": [], "nll_valid": []}
@@ -224,6 +233,11 @@ def pretrain(
             rate = params.learning_rate * _schedule((epoch - 1 + step / len(steps)) / params.epochs, params.warmup)
             batch = fill(sequences, first, last, tokenized.start)
             loss, tokens = _step(backbone.model, optimiser, rate, batch)
+            if not math.isfinite(loss):
+                users = np.unique(interactions.users)[sequences.users_of(first)]
+                raise TrainingDiverged(
+                    Divergence("loss", loss, "pretrain", epoch, step + 1, [int(u) for u in users], unit="users")
+                )
             total, count = total + loss * tokens, count + tokens
             context.progress(Progress(epoch, params.epochs, step + 1, len(steps), {"loss": total / count}))
         backbone.model.eval()

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flr_bench.errors import require_finite
 from flr_bench.interface import Budget, ProgressFn
 from flr_bench.lm.checkpoint import Checkpoints
 from flr_bench.lm.memory import row_passes
-from flr_bench.lm.model import Ints, LatentModel, TargetBatch, TargetExamples, length_groups
+from flr_bench.lm.model import Ints, LatentModel, TargetBatch, TargetExamples, length_groups, unfinite_rows
 from flr_bench.lm.parallel import ALONE, Group
 from flr_bench.lm.params import SftParams
 from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, train
@@ -39,6 +40,7 @@ class SftJob:
         penalty_warmup: share of the updates over which penalties rise linearly to their weight.
         checkpoints: where the fit is kept against interruption.
         group: the processes that train together; every batch is divided over them.
+        ids: as in :class:`~flr_bench.lm.training.Course`.
     """
 
     params: SftParams
@@ -52,6 +54,7 @@ class SftJob:
     penalty_warmup: float = 0.1
     checkpoints: Checkpoints | None = None
     group: Group = ALONE
+    ids: npt.NDArray[np.integer[Any]] | None = None
 
 
 def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
@@ -73,6 +76,7 @@ def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
         budget=job.budget,
         progress=job.progress,
         checkpoints=job.checkpoints,
+        ids=job.ids,
     )
     total = course.updates * job.budget.epochs
     updater = Updater(
@@ -93,7 +97,7 @@ def train_sft(model: LatentModel, job: SftJob) -> TrainingLog:
 class _Supervised(Stage):
     """The supervised stage's part of the loop; penalties rise over the first ``rise`` updates."""
 
-    shown = "loss"
+    name, shown = "sft", "loss"
 
     def __init__(self, model: LatentModel, job: SftJob, rise: int) -> None:
         self._model, self._job, self._rise = model, job, rise
@@ -111,6 +115,9 @@ class _Supervised(Stage):
         share = min(1.0, updater.steps / self._rise)
         weights = {name: weight * share for name, weight in self._job.penalties.items()}
         return sft_update(self._model, updater, self._job.data, rows, weights, self._job.params.micro_batch_tokens)
+
+    def suspects(self, rows: npt.NDArray[np.int64]) -> list[int]:
+        return unfinite_rows(self._model, self._job.data, rows)
 
     def note_epoch(self, log: TrainingLog, epoch: int, means: Mapping[str, float], watched: float) -> None:
         for name, value in means.items():
@@ -134,6 +141,9 @@ def sft_update(
 
     Returns:
         The whole batch's figures, on every process.
+
+    Raises:
+        NotFiniteError: loss or gradient is not finite; the parameters stay as they were.
     """
     updater.zero()
     tokens = int(data.target_lengths[rows].sum())
@@ -152,6 +162,7 @@ def sft_update(
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value
     sums = updater.group.sum_figures(sums)
+    require_finite("loss", sums["loss"])
     return sums | {"gradient_norm": updater.step()}
 
 

@@ -13,17 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flr_bench.errors import FlrBenchError
+from flr_bench.errors import Divergence, NotFiniteError, TrainingDiverged, require_finite
 from flr_bench.interface import Budget, Progress, ProgressFn
 from flr_bench.lm.checkpoint import Checkpoints, Snapshot
 from flr_bench.lm.parallel import ALONE, Group, clip_gradients, is_sharded
 
 #: Returns the watched quantity on valid, for the model as it is.
 WatchFn = Callable[[], float]
-
-
-class TrainingDiverged(FlrBenchError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,9 @@ class BestEpoch:
         """Measure at the end of ``epoch``; returns the watched value and whether to stop.
 
         Raises:
-            TrainingDiverged: the watched value is not a number.
+            NotFiniteError: the watched value is not a finite number, so that it is no best one either.
         """
-        value = self._watch.measure()
-        if math.isnan(value):
-            raise TrainingDiverged(
-                f"{self._watch.name} on valid is not a number after epoch {epoch}; lower learning_rate"
-            )
+        value = require_finite(f"{self._watch.name} on valid", self._watch.measure())
         cost = -value if self._watch.higher_is_better else value
         if cost < self._best or not self._kept:
             self._best, self.epoch = cost, epoch
@@ -182,12 +174,10 @@ class Updater:
         """Update once with the gradients at hand; returns their norm before cutting.
 
         Raises:
-            TrainingDiverged: the norm is not finite.
+            NotFiniteError: the norm is not finite; the parameters stay as they were.
         """
         self.group.sum_gradients(self.parameters)
-        norm = clip_gradients(self.parameters, self._max_norm, self.group)
-        if not math.isfinite(norm):
-            raise TrainingDiverged(f"the gradient is no longer finite after {self.steps} updates; lower learning_rate")
+        norm = require_finite("the gradient's norm", clip_gradients(self.parameters, self._max_norm, self.group))
         self._optimizer.step()
         self._schedule.step()
         self.steps += 1
@@ -241,9 +231,11 @@ class Stage(ABC):
     """What one training stage does differently from the other; :func:`train` does the rest.
 
     Class attributes:
-        shown: the figure of an update that progress shows.
+        name: the stage.
+        shown: the figure of an update that progress shows; it must be finite.
     """
 
+    name: ClassVar[str]
     shown: ClassVar[str]
 
     @property
@@ -271,6 +263,11 @@ class Stage(ABC):
     def update(self, updater: Updater, rows: npt.NDArray[np.int64]) -> Mapping[str, float]:
         """Train on the examples at ``rows``; the same figures every time."""
 
+    def suspects(self, rows: npt.NDArray[np.int64]) -> list[int]:
+        """Of the examples at ``rows``, whose update failed, the rows that have no finite loss by themselves."""
+        del rows
+        return []
+
     def note_update(self, log: TrainingLog, epoch: float, step: int, figures: Mapping[str, float]) -> None:
         """After update ``step`` of an epoch (from 1), when ``epoch`` epochs and fractions of one are done."""
         del log, epoch, step, figures
@@ -292,6 +289,7 @@ class Course:
         budget: epochs and patience.
         progress: where to report.
         checkpoints: where the fit is kept against interruption; ``None`` keeps nothing.
+        ids: ``[examples]`` by which messages name them; ``None``: by their rows.
     """
 
     examples: int
@@ -301,6 +299,7 @@ class Course:
     budget: Budget
     progress: ProgressFn
     checkpoints: Checkpoints | None = None
+    ids: npt.NDArray[np.integer[Any]] | None = None
 
     @property
     def updates(self) -> int:
@@ -313,8 +312,11 @@ def train(stage: Stage, course: Course, updater: Updater) -> TrainingLog:
 
     A fit that finds a checkpoint goes on from it, and ends with the same bits as one that was never interrupted.
 
+    A fit that diverges leaves its last checkpoint: the next one goes on from there, and comes to the same
+    update again unless something else than parameters and data was mended.
+
     Raises:
-        TrainingDiverged: loss or gradient is no longer finite.
+        TrainingDiverged: loss, gradient or the watched value is no longer finite.
     """
     return _Training(stage, course, updater).run()
 
@@ -352,7 +354,10 @@ class _Training:
             if self._step < course.updates and course.checkpoints is not None and course.checkpoints.due:
                 self._keep(course.checkpoints)
         means = {name: value / course.updates for name, value in self._sums.items()}
-        watched, stop = self._best.update(self._epoch)
+        try:
+            watched, stop = self._best.update(self._epoch)
+        except NotFiniteError as error:
+            raise self._diverged(error, None, order[:0]) from error
         self._stage.note_epoch(log, self._epoch, means, watched)
         log.epochs = self._epoch
         if stop:
@@ -363,7 +368,11 @@ class _Training:
             self._keep(course.checkpoints)
 
     def _update(self, rows: npt.NDArray[np.int64]) -> None:
-        figures = self._stage.update(self._updater, rows)
+        try:
+            figures = self._stage.update(self._updater, rows)
+            require_finite(self._stage.shown, figures[self._stage.shown])
+        except NotFiniteError as error:
+            raise self._diverged(error, self._step + 1, rows) from error
         self._step += 1
         for name, value in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -371,9 +380,28 @@ class _Training:
         done = self._epoch - 1 + self._step / self._course.updates
         self._stage.note_update(self._log, done, self._step, figures)
 
+    def _diverged(self, error: NotFiniteError, step: int | None, rows: npt.NDArray[np.int64]) -> TrainingDiverged:
+        """What to raise: with the batch, the examples in it that are to blame, and where the fit was still well."""
+        course = self._course
+        ids = np.arange(course.examples) if course.ids is None else course.ids
+        suspects = self._stage.suspects(rows) if len(rows) else []
+        return TrainingDiverged(
+            Divergence(
+                what=error.what,
+                value=error.value,
+                stage=self._stage.name,
+                epoch=self._epoch,
+                update=step,
+                examples=[int(ids[row]) for row in rows],
+                suspects=[int(ids[row]) for row in suspects] if len(suspects) < len(rows) else [],
+                checkpoint=None if course.checkpoints is None else course.checkpoints.newest,
+            )
+        )
+
     # ---------------------------------------------------------------- checkpoints
     def _keep(self, checkpoints: Checkpoints) -> None:
-        if not checkpoints.writes:
+        # The last good state is worth more than one that the next update cannot go on from.
+        if not checkpoints.writes or not all(_is_finite(parameter) for parameter in self._updater.parameters):
             return
         updater, best = self._updater.snapshot(), self._best.snapshot()
         record = {
@@ -418,6 +446,10 @@ class _Training:
         _set_global_states(parts["global"])
         self._stage.resume(record["stage"])
         return True
+
+
+def _is_finite(parameter: Tensor) -> bool:
+    return bool(torch.isfinite(parameter.detach()).all())
 
 
 def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ def cost_table(view: SuiteView, data: str) -> Table:
     includes time spent on a search that another row of the same model shares, so that every row shows
     what it would cost alone.  Rows that other code ranked have no cost here and are left out.
     """
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("data", "Data", csv_only=True),
         Column("method", "Method"),
         Column("prepare_seconds", "Prepare s (shared)", "mean", digits=1),
@@ -31,13 +31,19 @@ def cost_table(view: SuiteView, data: str) -> Table:
         Column("parameters_total", "Parameters", "mean", digits=0),
         Column("parameters_trained", "Trained", "mean", digits=0),
     )
+    sources = _energy_sources(view, data)
+    columns += (Column("energy_kilojoules", "Energy kJ", "mean", digits=2),) if sources else ()
     rows = tuple(row for row in grouped(view.rows_on(data)) if not row.is_external)
-    body = [(Entry(data), Entry(row.label), *(mean_entry(v) for v in _figures(view, row, data))) for row in rows]
+    body = [
+        (Entry(data), Entry(row.label), *(mean_entry(v) for v in _figures(view, row, data, energy=bool(sources))))
+        for row in rows
+    ]
     return Table(
         f"{view.name}-{view.profile}-{data}-cost",
         f"Cost on {data}",
         f"{caption(view, data)} Wall-clock seconds and peak memory of the process as measured {_where(view, data)}; "
-        "cells that ran side by side slow each other down. Mean ± standard deviation over seeds.",
+        f"cells that ran side by side slow each other down. {_energy_words(sources)}"
+        "Mean ± standard deviation over seeds.",
         columns,
         tuple(body),
         rules_between(rows),
@@ -51,7 +57,7 @@ def total_seconds(view: SuiteView, row: Row, data: str) -> SeedValues:
     return figures.over(lambda refs: _add(figures.train(refs), figures.rank(refs)))
 
 
-def _figures(view: SuiteView, row: Row, data: str) -> Sequence[SeedValues]:
+def _figures(view: SuiteView, row: Row, data: str, *, energy: bool) -> Sequence[SeedValues]:
     chain = _Chain(view, row, data)
     return (
         chain.over(chain.prepare),
@@ -61,6 +67,7 @@ def _figures(view: SuiteView, row: Row, data: str) -> Sequence[SeedValues]:
         chain.over(chain.peak),
         chain.over(lambda refs: chain.parameters(refs, "parameters_total")),
         chain.over(lambda refs: chain.parameters(refs, "parameters_trained")),
+        *((chain.over(chain.energy),) if energy else ()),
     )
 
 
@@ -96,6 +103,11 @@ class _Chain:
         cells = self._all((*refs.fits, *refs.assistants, refs.rank))
         return None if cells is None else max(float(c.figures.get("peak_bytes") or 0) for c in cells) / MEBIBYTE
 
+    def energy(self, refs: CellRefs) -> float | None:
+        cells = self._all((*refs.fits, *refs.assistants, refs.rank))
+        counted = [float(cell.metrics["energy_joules"]) for cell in cells or () if "energy_joules" in cell.metrics]
+        return None if cells is None or len(counted) < len(cells) else sum(counted) / 1000
+
     def parameters(self, refs: CellRefs, key: str) -> float | None:
         cells = self._all(refs.fits)
         return float(cells[-1].outcome.get(key, 0)) if cells else None
@@ -112,6 +124,21 @@ class _Chain:
 
 def _add(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first + second
+
+
+def _energy_sources(view: SuiteView, data: str) -> list[str]:
+    """Which counters of the hardware measured energy; none where no cell has a figure."""
+    cells = [cell for row in view.rows if not row.is_external for cell in view.rank_cells(row, data)]
+    return sorted({str(cell.metrics["energy_source"]) for cell in cells if "energy_source" in cell.metrics})
+
+
+def _energy_words(sources: Sequence[str]) -> str:
+    if not sources:
+        return ""
+    return (
+        f"Energy of training and ranking is what counters of the hardware ({', '.join(sources)}) counted meanwhile: of "
+        "whole processor packages with their memory and of whole GPUs, whatever else ran there, not of the cell alone. "
+    )
 
 
 def _where(view: SuiteView, data: str) -> str:

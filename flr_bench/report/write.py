@@ -400,4 +400,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> ResultsFolderError:
-    return ResultsFolderError(f"cannot write {path}: {error.strerror or error}; name a writable folder with --results")
+    return ResultsFolderError(
+        f"cannot write {path}: {error.strerror or error}; mend that or name another folder with --results, "
+        "finished cells are kept"
+    )

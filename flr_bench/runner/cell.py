@@ -141,6 +141,12 @@ class Cell:
         """Cells with the same key are expected to take about as long (used by time estimates only)."""
         raise NotImplementedError
 
+    @property
+    def own_data(self) -> DataRef | None:
+        """The data among the cell's own inputs; its names are no part of the hash, but of the record."""
+        found: DataRef | None = getattr(self, "data", None)
+        return found
+
     def record(self) -> dict[str, Any]:
         """Content of ``cell.json``."""
         return {
@@ -151,6 +157,7 @@ class Cell:
             "inputs": self.inputs,
             "requires": self.required_hashes,
             "cost_key": list(self.cost_key),
+            **({} if self.own_data is None else {"data": {"key": self.own_data.key, "name": self.own_data.name}}),
         }
 
 

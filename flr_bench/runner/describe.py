@@ -1,9 +1,8 @@
-"""Text about methods and plans, made from the registry and the parameter models themselves."""
+"""Text about methods, made from the registry and the parameter models themselves."""
 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,9 +10,6 @@ from pydantic import BaseModel
 
 from flr_bench.interface import Recommender
 from flr_bench.registry import RECOMMENDERS
-from flr_bench.runner.plan import Plan, estimate
-from flr_bench.runner.progress import clock
-from flr_bench.runner.store import Store
 
 
 def method_rows() -> list[tuple[str, str, str, str]]:
@@ -99,44 +95,3 @@ def _search(space: Mapping[str, Any]) -> str:
     if "choices" in space:
         return ", ".join(map(str, space["choices"]))
     return f"{space.get('low')} … {space.get('high')}{', log' if space.get('log') else ''}"
-
-
-def plan_text(plan: Plan, store: Store, workers: int) -> str:
-    """Every cell with its state, then counts and an estimate of the time that is left."""
-    missing = {cell.hash for cell in plan.missing(store)}
-    lines = [f"{'missing' if cell.hash in missing else 'done   '}  {cell.hash}  {cell.label}" for cell in plan.cells]
-    return "\n".join([*lines, "", plan_summary(plan, store, workers)])
-
-
-def plan_summary(plan: Plan, store: Store, workers: int) -> str:
-    """Counts by kind and the estimate, in one or two lines."""
-    missing = plan.missing(store)
-    kinds = Counter(cell.kind for cell in plan.cells)
-    done = len(plan.cells) - len(missing)
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    head = f"{plan.file.suite.version} · {plan.profile_name}: {len(plan.cells)} cells ({counts}), {done} done"
-    head = "\n".join([*plan.notes, head])
-    if not missing:
-        return f"{head}; nothing to do"
-    guess = estimate(missing, store, workers)
-    about = f"about {clock(guess.seconds)} on {workers} workers, going by past cells"
-    unknown = f"; {guess.unknown} cells have no past to go by" if guess.unknown else ""
-    return f"{head}, {len(missing)} missing\n{about}{unknown}"
-
-
-def plan_json(plan: Plan, store: Store, workers: int) -> dict[str, Any]:
-    """The plan as JSON values."""
-    missing = plan.missing(store)
-    absent = {cell.hash for cell in missing}
-    guess = estimate(missing, store, workers)
-    return {
-        "suite": plan.file.suite.version,
-        "profile": plan.profile_name,
-        "cells": [
-            {"hash": cell.hash, "kind": cell.kind, "label": cell.label, "done": cell.hash not in absent}
-            for cell in plan.cells
-        ],
-        "missing": len(missing),
-        "estimated_seconds": guess.seconds,
-        "cells_without_estimate": guess.unknown,
-    }

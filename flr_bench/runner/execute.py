@@ -256,6 +256,7 @@ class _EventHandler:
                 "label": cell.label,
                 "error": values["error"],
                 "traceback": values["traceback"],
+                **values.get("details", {}),
             }
         self._outcome.failed.append(record)
         for observer in self._observers:

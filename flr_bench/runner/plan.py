@@ -5,7 +5,7 @@ Planning needs no torch: it reads the prepared data's manifest and validates par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,16 +18,10 @@ from flr_bench.interface import CellSpec, FitSpec, Params, PrepareSpec, Recommen
 from flr_bench.registry import METRICS, PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
 from flr_bench.runner.conditions import UNDISTURBED, Condition, Conditions
+from flr_bench.runner.grids import point_of
 from flr_bench.runner.store import Store
-from flr_bench.runner.suite import (
-    Location,
-    Profile,
-    RecommenderEntry,
-    StageBudget,
-    SuiteFile,
-    merged,
-    resolve_seeds,
-)
+from flr_bench.runner.suite import Contrast, Profile, RecommenderEntry, StageBudget, SuiteFile, resolve_seeds
+from flr_bench.runner.suite_source import Location, merged
 from flr_bench.runner.tuned import with_tuned
 
 SEPARATOR = " · "
@@ -83,6 +77,8 @@ class Row:
             "stochastic": self.stochastic,
             "cells": cells,
             **({} if self.condition == UNDISTURBED else {"condition": self.condition.record(self.undisturbed)}),
+            **({"point": point_of(self.entry)} if self.entry.grid else {}),
+            **({"budgets": dict(self.entry.budgets)} if self.entry.budgets else {}),
         }
 
 
@@ -137,6 +133,12 @@ class Plan:
         can = {row.undisturbed for row in self.rows if row.condition.origin is not None}
         return tuple(row.label for row in self.rows if row.condition == UNDISTURBED and row.label not in can)
 
+    @property
+    def _contrasts(self) -> tuple[Contrast, ...]:
+        """The suite's, without those of rows that the profile does not have."""
+        labels = {row.label for row in self.rows}
+        return tuple(contrast for contrast in self.file.suite.contrasts if {contrast.of, contrast.against} <= labels)
+
     def missing(self, store: Store) -> tuple[Cell, ...]:
         """The selected cells that the store lacks, and models it has lost that one of these needs."""
         present = store.present()
@@ -169,7 +171,7 @@ class Plan:
             "k": list(suite.k),
             "primary": suite.primary,
             "settings": settings,
-            "contrasts": [contrast.model_dump() for contrast in suite.contrasts],
+            "contrasts": [contrast.model_dump() for contrast in self._contrasts],
             "data_manifests": {key: dict(manifest) for key, manifest in self.manifests.items()},
             "rows": [row.record() for row in self.rows],
         }
@@ -245,7 +247,7 @@ def prepare_data(
     out = []
     places: Mapping[str, Location] = {name: ("data", index) for index, name in enumerate(suite.data)}
     for name, place in (places if names is None else names).items():
-        with _at(file, place):
+        with _at(file, place, suite.imports.get(name)):
             own = open_dataset(name, cache).brings_split
         # Data that bring their own split are there once, whatever splits the suite or its profile name.
         splits = (suite.split,) if own else profile.splits or (suite.split,)
@@ -274,12 +276,12 @@ def _filters(file: SuiteFile, profile: Profile) -> FilterParams:
 
 
 @contextmanager
-def _at(file: SuiteFile, where: Location) -> Iterator[None]:
-    """Errors of what a suite asks for name its file and line."""
+def _at(file: SuiteFile, where: Location, remedy: str | None = None) -> Iterator[None]:
+    """Errors of what a suite asks for name its file and line, and the remedy that the suite knows."""
     try:
         yield
     except UsageError as error:
-        raise file.error(where, str(error)) from error
+        raise file.error(where, f"{error}; get it with: {remedy}" if remedy else str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -312,29 +314,96 @@ def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Select
     """
     selection = selection or Selection()
     if selection.devices is not None:
-        file = file.with_devices(profile_name, selection.devices)
+        for name in file.suite.profiles:
+            file = file.with_devices(name, selection.devices)
     file = with_tuned(file)
     profile = file.profile(profile_name)
     _check_only(file, selection.only)
-    _check_primary(file)
-    _check_budgets(file, profile_name)
-    entries = [_Entry.resolve(file, profile_name, index) for index in range(len(file.suite.recommenders))]
-    _check_shared(file, profile_name, entries)
+    check_suite(file)
+    entries = _resolved(file, profile_name)
     configured = file.suite.seeds if profile.seeds is None else profile.seeds
     seeds = selection.seeds if selection.seeds is not None else resolve_seeds(configured)
     prepared = prepare_data(file, profile, cache)
     _check_k(file, prepared)
     origins = _prepare_origins(file, profile_name, cache, prepared)
     rows: list[Row] = []
+    places = Places([data.ref for data in prepared], origins)
     for entry in entries:
-        rows += _rows(entry, file, profile, seeds, Places([data.ref for data in prepared], origins))
-    _check_labels(file, rows)
+        rows += _rows(entry, file, profile, seeds, places)
     wanted = [row for row in rows if selection.only is None or {row.method, row.entry.label} & set(selection.only)]
     cells = closure(cell for row in wanted for cell in row.cells.values())
     manifests = {data.ref.key: data.manifest for data in [*prepared, *origins]}
     plan = Plan(file, profile_name, seeds, tuple(rows), tuple(cells), manifests)
     _check_transfer(plan)
     return plan
+
+
+def check_suite(file: SuiteFile) -> dict[str, list[Row]]:
+    """Validate all of a suite that can be without its data: every profile, entry and point of a grid.
+
+    Returns:
+        The rows of each profile, as :func:`rows_without_data` has them.
+
+    Raises:
+        UsageError: anything is unknown, ill-typed or impossible; names file, line and field.
+    """
+    _check_primary(file)
+    for index, entry in enumerate(file.suite.recommenders):
+        for profile in entry.profiles or ():
+            try:
+                file.profile(profile)
+            except UnknownNameError as error:
+                raise file.error(("recommenders", index, "profiles"), str(error)) from error
+    rows = {name: rows_without_data(file, name) for name in file.suite.profiles}
+    for name, found in rows.items():
+        others = {row.label for other in rows.values() for row in other if not row.entry.is_in(name)}
+        _check_labels(file, found, others)
+    return rows
+
+
+def rows_without_data(file: SuiteFile, profile_name: str, seeds: tuple[int, ...] = (0,)) -> list[Row]:
+    """The rows that a profile has, with cells on data that nobody has looked at.
+
+    Their hashes are no names of cells, but equal where cells are the same, as long as names mean the same data.
+
+    Raises:
+        UsageError: anything in the profile or in an entry is wrong; names file, line and field.
+    """
+    profile = file.profile(profile_name)
+    ranked = [ref for name in file.suite.data for ref in _unread_refs(file, profile, name)]
+    origins = [ref for name in _conditions(file, profile).train_on for ref in _unread_refs(file, profile, name)]
+    places = Places(ranked, [PreparedRef(ref, {}) for ref in origins], _Unread())
+    entries = _resolved(file, profile_name)
+    return [row for entry in entries for row in _rows(entry, file, profile, seeds, places)]
+
+
+def _unread_refs(file: SuiteFile, profile: Profile, name: str) -> list[DataRef]:
+    """The data set under each of the splits, with its name for a checksum."""
+    filters, splits = _filters(file, profile).model_dump(mode="json"), profile.splits or (file.suite.split,)
+    keys = [name if split is splits[0] else f"{name} ({split.name})" for split in splits]
+    return [
+        DataRef(key, name, filters, split.model_dump(mode="json"), name)
+        for key, split in zip(keys, splits, strict=True)
+    ]
+
+
+def _resolved(file: SuiteFile, profile_name: str) -> list[_Entry]:
+    """The profile's entries, looked up and validated."""
+    _check_budgets(file, profile_name)
+    listed = enumerate(file.suite.recommenders)
+    entries = [_Entry.resolve(file, profile_name, index) for index, entry in listed if entry.is_in(profile_name)]
+    _check_shared(file, profile_name, entries)
+    return entries
+
+
+class _Unread(dict[str, str]):
+    """Checksums of files that are not looked at."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: str) -> str:
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,10 +413,12 @@ class Places:
     Attributes:
         ranked: what every row ranks.
         origins: besides those, what zero-shot rows are fitted on.
+        fingerprints: checksums of files that cells depend on, by preparation and parameters; filled on the way.
     """
 
     ranked: Sequence[DataRef]
     origins: Sequence[PreparedRef] = ()
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
     def origin(self, name: str, ranked: DataRef) -> DataRef:
         """The data of that name to fit on: under the split of the ranked data, where it has it."""
@@ -400,7 +471,8 @@ def _check_budgets(file: SuiteFile, profile_name: str) -> None:
     """Refuse budgets of stages that no method has, and quantities that nobody can watch."""
     from flr_bench.evaluation.metrics import parse_metric
 
-    known = sorted({stage for _, method in RECOMMENDERS for stage in method.stages})
+    named = {name for entry in file.suite.recommenders for name in entry.budgets.values()}
+    known = sorted({stage for _, method in RECOMMENDERS for stage in method.stages} | named)
     for stage, budget in file.profile(profile_name).budgets.items():
         where: Location = ("profiles", profile_name, "budgets", stage)
         if stage not in known:
@@ -420,7 +492,8 @@ def _check_k(file: SuiteFile, prepared: Iterable[PreparedRef]) -> None:
             raise file.error(("k",), f"{largest} exceeds the catalog of {data.ref.key}: {data.items} items")
 
 
-def _check_labels(file: SuiteFile, rows: Sequence[Row]) -> None:
+def _check_labels(file: SuiteFile, rows: Sequence[Row], elsewhere: Collection[str]) -> None:
+    """Refuse a label that is there twice, and contrasts of rows that neither the profile has nor another alone."""
     first: dict[str, Row] = {}
     for row in rows:
         if row.label in first:
@@ -432,7 +505,7 @@ def _check_labels(file: SuiteFile, rows: Sequence[Row]) -> None:
     for index, contrast in enumerate(file.suite.contrasts):
         for side in ("of", "against"):
             label = getattr(contrast, side)
-            if label not in first:
+            if label not in first and label not in elsewhere:
                 raise file.error(("contrasts", index, side), str(UnknownNameError("row", label, first)))
 
 
@@ -464,6 +537,7 @@ class _Entry:
         )
         stages = spec.stages or method.stages[-1:]
         _check_stages(file, where, method, spec, stages)
+        _check_own_budgets(file, where, method, spec, profile_name)
         decodings: tuple[str | None, ...] = spec.decodings or (None,)
         rank_params = {
             decoding: file.check(
@@ -516,7 +590,7 @@ def _check_stages(
 def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ...], data: Places) -> list[Row]:
     """The rows of one entry: its stages times its decodings, each followed by its rows under conditions."""
     method, spec = entry.method, entry.spec
-    fingerprints: dict[str, str] = {}
+    fingerprints = data.fingerprints
 
     def build(condition: Condition, stage: str, rank_params: Params, label: str) -> dict[tuple[str, int], RankCell]:
         cells = {}
@@ -525,9 +599,7 @@ def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ..
             if condition.origin is not None and fitted.name == ref.name:
                 continue  # fitted on the data that it ranks: that is the entry's own row
             for seed in seeds if method.stochastic or condition.by_seed else (0,):
-                builder = _Builder(
-                    file, profile, fitted, seed, entry.where, spec.label or spec.name, fingerprints, condition
-                )
+                builder = _Builder(file, profile, fitted, seed, entry.where, spec, fingerprints, condition)
                 fit = builder.fit(spec.name, entry.params, stage)
                 cells[(ref.key, seed)] = builder.rank(fit, rank_params, label, ref)
         return cells
@@ -535,7 +607,7 @@ def _rows(entry: _Entry, file: SuiteFile, profile: Profile, seeds: tuple[int, ..
     alone = len(entry.stages) * len(entry.rank_params) == 1
     rows = []
     for stage in entry.stages:
-        first = _Builder(file, profile, data.ranked[0], seeds[0], entry.where, spec.name, fingerprints)
+        first = _Builder(file, profile, data.ranked[0], seeds[0], entry.where, spec, fingerprints)
         stages = tuple(fit.stage for fit in _chain(first.fit(spec.name, entry.params, stage)))
         for decoding, rank_params in entry.rank_params.items():
             own = _label(entry, stages, decoding, alone=alone)
@@ -564,6 +636,20 @@ def _label(entry: _Entry, stages: Sequence[str], decoding: str | None, *, alone:
     return SEPARATOR.join(parts)
 
 
+def _check_own_budgets(
+    file: SuiteFile, where: Location, method: type[Recommender], spec: RecommenderEntry, profile_name: str
+) -> None:
+    """Refuse a control's own budget of a stage that the method lacks, or that the profile does not have."""
+    budgets = file.profile(profile_name).budgets
+    for stage, name in spec.budgets.items():
+        if stage not in method.stages:
+            unknown = UnknownNameError(f"stage of {spec.name}", stage, method.stages)
+            raise file.error((*where, "budgets", stage), str(unknown))
+        if name not in budgets:
+            unknown = UnknownNameError(f"budget of the profile {profile_name}", name, budgets)
+            raise file.error((*where, "budgets", stage), str(unknown))
+
+
 @dataclass(frozen=True, eq=False)
 class _Builder:
     """Builds an entry's cells for one data set and seed."""
@@ -573,7 +659,7 @@ class _Builder:
     data: DataRef
     seed: int
     where: Location
-    entry: str
+    entry: RecommenderEntry
     fingerprints: dict[str, str]
     condition: Condition = UNDISTURBED
 
@@ -603,7 +689,7 @@ class _Builder:
             )
         seed = self.seed if method.stochastic else 0
         return FitCell(
-            label=f"fit {shown or self.entry} · {stage} · {self._learned} · seed {seed}",
+            label=f"fit {shown or self.entry.label or self.entry.name} · {stage} · {self._learned} · seed {seed}",
             requires=self._resolve(method.requires(params, stage), name),
             data=self.data,
             examples=ExampleSettings(
@@ -678,7 +764,8 @@ class _Builder:
         return validated
 
     def _budget(self, name: str, stage: str) -> StageBudget:
-        found = self.profile.budgets.get(stage)
+        own = self.entry.budgets if name == self.entry.name else {}
+        found = self.profile.budgets.get(own.get(stage, stage))
         if found is None:
             profile = next(key for key, value in self.file.suite.profiles.items() if value is self.profile)
             raise self.file.error(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import flr_bench
+from flr_bench.runner.hardware import processor
 
 PACKAGES = ("torch", "transformers", "recbole", "numpy", "pandas", "pyarrow", "peft", "safetensors", "pydantic")
 
@@ -22,6 +23,7 @@ def environment() -> dict[str, Any]:
         "flr_bench": flr_bench.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flr_bench.errors import UsageError
+from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.runner.cell import Cell, canonical_json
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells_to_run, run_plan
@@ -231,7 +231,11 @@ def _write_record(plan: Plan, store: Store, say: Callable[[str], None]) -> None:
     """Record the suite; tell of what another record of the same version is replaced for."""
     record = plan.record()
     path = store.suite_path(str(record["suite"]), str(record["profile"]))
-    reasons = _differences(read_json(path), record) if path.is_file() else []
+    try:
+        reasons = _differences(read_json(path), record) if path.is_file() else []
+    except DamagedFileError as error:
+        reasons = []
+        say(f"{str(error).partition(';')[0]}; it is written anew, cells are kept")
     if reasons:
         say(
             f"{record['suite']} ({record['profile']}) was recorded otherwise before ({'; '.join(reasons)}): "

@@ -3,7 +3,8 @@
 ::
 
     <root>/store.json                        version of the format
-    <root>/cells/<hash>/                     cell.json, metrics.json, environment.json, log.txt, model/; of a ranking
+    <root>/cells/<hash>/                     cell.json, metrics.json, environment.json, log.txt, model/ and
+                                             system.json (:mod:`flr_bench.runner.telemetry`); of a ranking
                                              per_example.parquet, ranking.parquet and, if asked for,
                                              thoughts.parquet (:mod:`flr_bench.runner.traces`); checksums of all of
                                              them in sums.json (:mod:`flr_bench.runner.cellfiles`)

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from flr_bench.data.filtering import Sample
@@ -16,9 +15,10 @@ from flr_bench.data.prepared import FilterParams, SplitParams
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.interface import Budget, Params
 from flr_bench.runner.conditions import Conditions
+from flr_bench.runner.grids import expand
 from flr_bench.runner.limits import parse_bytes, parse_seconds
+from flr_bench.runner.suite_source import Location, Place, dotted, place_of, read_source
 
-Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -48,7 +48,9 @@ class Profile(Params):
     )
     test_examples: int | None = Field(None, ge=1, description="test examples, spread over all test users")
     valid_examples: int | None = Field(None, ge=1, description="valid examples, the same for every seed")
-    budgets: dict[str, StageBudget] = Field(description="by stage, the same for every method that has the stage")
+    budgets: dict[str, StageBudget] = Field(
+        description="by stage, the same for every method that has the stage; further ones have names that controls use"
+    )
     shared: dict[str, dict[str, Any]] = Field({}, description="parameters by family, over the suite's own")
     splits: tuple[SplitParams, ...] | None = Field(None, min_length=1, description="in place of the suite's one split")
     sample: Sample | None = Field(None, description="a part of the data, in place of the filters' own sample")
@@ -86,15 +88,43 @@ class Profile(Params):
 
 
 class RecommenderEntry(Params):
-    """One entry of a suite; it makes one row per stage and decoding listed."""
+    """One entry of a suite; it makes one row per point of its grid, stage and decoding listed."""
 
     name: str = Field(description="a registered method")
-    label: str | None = Field(None, description="name in tables, if not the method's")
+    label: str | None = Field(None, description="name in tables, if not the method's; {NAME} is a value of the grid")
     params: dict[str, Any] = Field({}, description="fit parameters, over the shared ones")
     stages: tuple[str, ...] | None = Field(None, min_length=1, description="which to rank; the last by default")
     decodings: tuple[str, ...] | None = Field(None, min_length=1, description="values of the rank parameter 'decoding'")
     rank: dict[str, Any] = Field({}, description="further rank parameters")
     control: str | None = Field(None, description="set for rows that are controls: which one")
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        {}, description="values by dotted name of a fit parameter, or of a rank parameter after 'rank.'; all products"
+    )
+    budgets: dict[str, str] = Field(
+        {}, description="controls only: by stage, which of the profile's budgets takes the place of the stage's own"
+    )
+    profiles: tuple[str, ...] | None = Field(None, min_length=1, description="profiles that have the rows; all if none")
+
+    @field_validator("grid")
+    @classmethod
+    def _plain_values_once(cls, value: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        for name, values in value.items():
+            if any(isinstance(one, dict | list) for one in values):
+                raise ValueError(f"{name}: a grid takes plain values; name a nested parameter with dots")
+            twice = [one for index, one in enumerate(values) if one in values[:index]]
+            if twice:
+                raise ValueError(f"{name}: {twice[0]} is given twice")
+        return value
+
+    @model_validator(mode="after")
+    def _budgets_of_controls(self) -> Self:
+        if self.budgets and self.control is None:
+            raise ValueError("only a control may have a budget of its own; all others train alike")
+        return self
+
+    def is_in(self, profile: str) -> bool:
+        """Whether the profile has the entry's rows."""
+        return self.profiles is None or profile in self.profiles
 
 
 class Contrast(Params):
@@ -110,6 +140,7 @@ class Suite(Params):
     version: str = Field(pattern=r"^[A-Za-z0-9_-]+@\d+$", description="name@number; a changed suite is a new number")
     description: str = ""
     data: tuple[str, ...] = Field(min_length=1, description="registered data sets")
+    imports: dict[str, str] = Field({}, description="how to get data sets that do not ship: a command by name")
     filters: FilterParams = FilterParams()
     split: SplitParams = SplitParams()
     max_history: int = Field(10, ge=1, description="items of a history, at most the last ones")
@@ -170,13 +201,13 @@ def resolve_seeds(value: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read ``--seeds``: a number of seeds, or the seeds themselves separated by commas.
+    """Read ``--seeds``: a number of seeds, or the seeds themselves separated by commas (one alone: ``42,``).
 
     Raises:
         UsageError: not numbers, none, or one given twice.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
         return resolve_seeds(numbers if "," in text else numbers[0])
     except ValueError as error:
         reason = "expected a number such as 3, or a list such as 0,1,2" if "invalid literal" in str(error) else error
@@ -190,20 +221,21 @@ class SuiteFile:
     Attributes:
         suite: the validated content.
         path: the file.
-        lines: line (from 1) of every field, by its path of keys and indices.
+        places: where every field stands, its file and line, by its path of keys and indices.
         replaced: fields that the command line gave in place of the file.
     """
 
     suite: Suite
     path: Path
-    lines: Mapping[Location, int] = field(repr=False)
+    places: Mapping[Location, Place] = field(repr=False)
     replaced: frozenset[str] = frozenset()
 
     def error(self, where: Location, message: str) -> UsageError:
         """An error that names file, line and field, or the option that took the field's place."""
         if where and where[0] in self.replaced:
             return UsageError(f"--{where[0]}: {message}")
-        return UsageError(f"{self.path}:{line_of(self.lines, where)}: {dotted(where)}: {message}")
+        place = place_of(self.places, where) or Place(self.path, 1, where)
+        return UsageError(f"{place.path}:{place.line}: {dotted(place.where)}: {message}")
 
     def profile(self, name: str) -> Profile:
         """The profile of that name.
@@ -262,9 +294,14 @@ class SuiteFile:
             return model.model_validate(value)
         except ValidationError as error:
             places = list(where)
-            locations = [(*place, *plain_location(error)) for place in places]
-            at = next((location for location in locations if location in self.lines), locations[0])
-            raise self.error(at, explain(model, error)) from error
+            wrong = plain_location(error)
+            at = max(places, key=lambda place: self._known(place, wrong))
+            raise self.error((*at, *wrong), explain(model, error)) from error
+
+    def _known(self, place: Location, wrong: Location) -> int:
+        """How much of the way to a wrong field stands at the place; -1 if not even the place itself."""
+        ends = range(len(wrong), -1, -1)
+        return next((end for end in ends if (*place, *wrong[:end]) in self.places), -1)
 
 
 def bundled_suites() -> dict[str, Path]:
@@ -299,88 +336,22 @@ def load_suite(path: Path) -> SuiteFile:
         UsageError: unreadable, not YAML, or a field is unknown or ill-typed; names file, line and field.
     """
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        source = read_source(path, tuple(Suite.model_fields))
     except OSError as error:
         raise UsageError(f"cannot read suite file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a text file in UTF-8: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise UsageError(f"{path}:{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"{path}:1: a suite file is a mapping with the fields {', '.join(Suite.model_fields)}")
-    lines: dict[Location, int] = {}
     try:
-        content = _values(node, (), lines, path)
-    except RecursionError as error:
-        raise UsageError(f"{path}:1: a field contains itself (a YAML anchor within its own value)") from error
-    try:
-        suite = Suite.model_validate(content)
+        suite = Suite.model_validate(source.content)
     except ValidationError as error:
-        location = plain_location(error)
-        at = line_of(lines, location)
-        raise UsageError(f"{path}:{at}: {dotted(location)}: {explain(Suite, error)}") from error
-    return SuiteFile(suite, path, lines)
-
-
-def _values(node: yaml.Node, where: Location, lines: dict[Location, int], path: Path) -> Any:
-    """Turn a YAML node into plain values and note the line of each field."""
-    lines.setdefault(where, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        return [_values(child, (*where, index), lines, path) for index, child in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        out: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = _scalar(key_node, path)
-            place = (*where, key)
-            if key in out:
-                raise UsageError(
-                    f"{path}:{key_node.start_mark.line + 1}: {dotted(place)}: given twice, first on line {lines[place]}"
-                )
-            lines[place] = key_node.start_mark.line + 1
-            out[key] = _values(value_node, place, lines, path)
-        return out
-    return _scalar(node, path)
-
-
-_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-
-
-def _scalar(node: yaml.Node, path: Path) -> Any:
-    line = node.start_mark.line + 1
-    if not isinstance(node, yaml.ScalarNode):
-        raise UsageError(f"{path}:{line}: a key must be a plain word")
-    if node.tag == "tag:yaml.org,2002:str" and node.style is None and _FLOAT.match(node.value):
-        return float(node.value)  # YAML 1.1 reads 1e-4 as text
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path}:{line}: cannot read '{node.value}': {getattr(error, 'problem', error)}") from error
-    finally:
-        loader.dispose()
+        raise SuiteFile(Suite.model_construct(), path, source.places).error(
+            plain_location(error), explain(Suite, error)
+        ) from error
+    suite, places = expand(suite, source)
+    return SuiteFile(suite, path, places)
 
 
 def plain_location(error: ValidationError) -> Location:
     """Where the first error stands, as keys and indices."""
     return tuple(error.errors()[0]["loc"])
-
-
-def line_of(lines: Mapping[Location, int], where: Location) -> int:
-    """Line of the field, or of the nearest field around it."""
-    for end in range(len(where), -1, -1):
-        if where[:end] in lines:
-            return lines[where[:end]]
-    return 1
-
-
-def dotted(where: Location) -> str:
-    """A field's path as people write it: ``recommenders[2].params.factors``."""
-    text = ""
-    for part in where:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".") or "suite"
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
@@ -418,13 +389,3 @@ def _annotations(annotation: Any) -> list[Any]:
     """The annotation and everything inside it: of ``tuple[A, ...] | None`` also ``A``."""
     inner = [found for argument in get_args(annotation) for found in _annotations(argument)]
     return [annotation, *inner]
-
-
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers over earlier ones; mappings are merged key by key."""
-    out: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-            out[key] = merged(out[key], value) if both else value
-    return out

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from flr_bench.errors import UsageError
-from flr_bench.runner.suite import SuiteFile, merged
+from flr_bench.runner.suite import SuiteFile
+from flr_bench.runner.suite_source import merged
 
 
 def read_tuned(path: Path) -> dict[tuple[str, str], dict[str, Any]]:

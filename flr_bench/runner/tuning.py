@@ -31,7 +31,8 @@ from flr_bench.runner.plan import Plan, Row, closure, make_plan
 from flr_bench.runner.provenance import environment
 from flr_bench.runner.session import Folders, Frontend, run_settings
 from flr_bench.runner.store import Store, read_json
-from flr_bench.runner.suite import RecommenderEntry, Suite, SuiteFile, find_suite, load_suite, merged
+from flr_bench.runner.suite import RecommenderEntry, Suite, SuiteFile, find_suite, load_suite
+from flr_bench.runner.suite_source import merged
 
 if TYPE_CHECKING:
     import optuna

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flr_bench.data.conditions import change_histories, keep_share, without_training
-from flr_bench.errors import FlrBenchError
+from flr_bench.errors import Divergence, FlrBenchError, TrainingDiverged, require_finite
 from flr_bench.interface import (
     Budget,
     Examples,
@@ -38,7 +38,9 @@ from flr_bench.interface import (
 )
 from flr_bench.registry import PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.hardware import accelerator
 from flr_bench.runner.store import Store, write_json
+from flr_bench.runner.telemetry import watching
 from flr_bench.runner.traces import write_traces
 
 if TYPE_CHECKING:
@@ -140,9 +142,10 @@ class Workshop:
 
     def _failed(self, cell: Cell, error: Exception) -> Event:
         line, text = describe_error(error), "".join(traceback.format_exception(error))
-        values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error)}
+        details = dict(error.details) if isinstance(error, FlrBenchError) else {}
+        values = {"error": line, "traceback": text, "disk_full": _is_disk_full(error), "details": details}
         with contextlib.suppress(OSError, FlrBenchError):  # a full disk may be the failure; the event still tells
-            self.store.write_failure(cell, line, text)
+            self.store.write_failure(cell, line, text, details)
         return Event("failed", cell.hash, cell.label, values)
 
     def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> dict[str, float | int]:
@@ -157,7 +160,7 @@ class Workshop:
             else:
                 raise TypeError(f"{cell.kind} is no kind of cell")
             write_json(folder / "metrics.json", finite(metrics))
-            write_json(folder / "environment.json", {**self.settings.environment, **machine_of(cell).inputs})
+            write_json(folder / "environment.json", {**self.settings.environment, **_ran_on(machine_of(cell))})
         return {"seconds": float(metrics["seconds"]), "peak_bytes": int(metrics["peak_bytes"])}
 
     @contextlib.contextmanager
@@ -190,7 +193,7 @@ class Workshop:
             checkpoints=self.store.checkpoints(cell.hash),
             cache=self.settings.cache,
         )
-        with measured(cell.machine) as cost:
+        with measured(cell.machine, folder) as cost:
             fitted = preparer().prepare(params, split, context, _made(folder / "model"))
         _remove(folder / "scratch")
         return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
@@ -214,8 +217,9 @@ class Workshop:
             cache=self.settings.cache,
             devices=cell.machine.devices,
         )
-        with measured(cell.machine) as cost:
+        with measured(cell.machine, folder) as cost:
             fitted = recommender.fit(split, context)
+        _check_report(fitted, cell)
         if self.settings.rank == 0:
             recommender.save(_made(folder / "model"))
         _remove(folder / "scratch")
@@ -254,7 +258,7 @@ class Workshop:
             read = asked if change is None else change_histories(asked, change, log)
             return recommender.rank(read, k, params, context)
 
-        with measured(fit.machine) as cost:
+        with measured(fit.machine, folder) as cost:
             ranking = rank_by_rule(rank, examples, max(cell.ks), len(ranked.catalog), fit.examples)
         if self.settings.rank:
             return dict(cost.figures)
@@ -352,6 +356,7 @@ class Validation:
 
         Raises:
             FlrBenchError: the watched quantity is the negative log-likelihood.
+            NotFiniteError: a score is not finite.
         """
         from flr_bench.evaluation.metrics import metric_at, target_ranks
 
@@ -359,6 +364,8 @@ class Validation:
             raise FlrBenchError("the stage watches 'nll', which its method computes itself; watch a metric@k instead")
         valid, catalog = self._split.valid, self._split.catalog
         ranking = _ranked(rank, valid, self._k, len(catalog), self._seen_items)
+        # A model of NaNs ranks too: by whatever order sorting leaves.
+        require_finite("a score on valid", float(ranking.scores.sum(dtype=np.float64)))
         by_item, _ = target_ranks(ranking, valid, catalog)
         return float(metric_at(self._watch, by_item).mean())
 
@@ -449,29 +456,31 @@ class _Reporter:
 
 
 class Cost:
-    """Seconds and peak memory of a block."""
+    """Seconds, peak memory and, where hardware counts it, energy of a block."""
 
     def __init__(self) -> None:
         """Nothing measured yet."""
-        self.figures: dict[str, float | int] = {}
+        self.figures: dict[str, Any] = {}
 
 
 @contextlib.contextmanager
-def measured(machine: Machine) -> Iterator[Cost]:
+def measured(machine: Machine, folder: Path | None = None) -> Iterator[Cost]:
     """Measure wall-clock seconds and the peak memory of this process (on a GPU, of the device).
 
     The process's peak is reset first where the system allows it (Linux), so that one cell's peak is
-    not the next one's.
+    not the next one's.  What the machine did meanwhile goes to ``system.json`` in ``folder``.
     """
-    cost = Cost()
+    cost, energy = Cost(), dict[str, Any]()
     _reset_peak(machine.device)
-    start = time.perf_counter()
-    yield cost
-    if machine.device != "cpu":
-        import torch
+    with watching(machine.device, folder, energy):
+        start = time.perf_counter()
+        yield cost
+        if machine.device != "cpu":
+            import torch
 
-        torch.cuda.synchronize()
-    cost.figures = {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes(machine.device)}
+            torch.cuda.synchronize()
+        cost.figures = {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes(machine.device)}
+    cost.figures |= energy
 
 
 def _reset_peak(device: str) -> None:
@@ -551,7 +560,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_earlier(cost: Cost, report: FitReport) -> dict[str, float | int]:
+def _with_earlier(cost: Cost, report: FitReport) -> dict[str, Any]:
     """The cost of a fit, with the seconds of the part before the checkpoint that it went on from."""
     earlier = report.measurements.get("earlier_seconds", 0.0)
     return {**cost.figures, "seconds": cost.figures["seconds"] + earlier}
@@ -561,6 +570,20 @@ def _sizes(split: Split) -> dict[str, int]:
     """How much a share of the train users is."""
     users = len(np.unique(split.interactions.users))
     return {"users": users, "interactions": len(split.interactions), "examples": len(split.train)}
+
+
+def _check_report(report: FitReport, cell: FitCell) -> None:
+    """Refuse a fit that learned from losses, or was chosen by values, that are no numbers.
+
+    Raises:
+        TrainingDiverged: names the first.
+    """
+    decisive = {"loss", "nll", cell.budget.watch, f"valid_{cell.budget.watch}"}
+    for name in sorted(decisive & report.curves.keys()):
+        for epoch, value in report.curves[name]:
+            if not math.isfinite(value):
+                what = name if name == "loss" else f"{name.removeprefix('valid_')} of its report"
+                raise TrainingDiverged(Divergence(what, value, cell.stage, math.ceil(epoch), None))
 
 
 def _as_json(report: FitReport) -> dict[str, Any]:
@@ -580,6 +603,10 @@ def machine_of(cell: Cell) -> Machine:
     if isinstance(cell, FitCell | PrepareCell):
         return cell.machine
     raise TypeError(f"a {cell.kind} cell names no machine of its own")
+
+
+def _ran_on(machine: Machine) -> dict[str, Any]:
+    return {**machine.inputs, **accelerator(machine.device)}
 
 
 def _made(folder: Path) -> Path:

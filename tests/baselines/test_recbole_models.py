@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import baselines.recbole_models as ours
-from flr_bench.errors import DamagedFileError, DataError, MissingDependencyError
+from flr_bench.errors import DamagedFileError, DataError, MissingDependencyError, TrainingDiverged
 from flr_bench.interface import Budget, FitContext
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.testing import fit_small, make_examples, small_split
@@ -295,3 +295,68 @@ def test_listing_methods_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_absurd_learning_rate_stops_with_the_batch(method):
+    cls = RECOMMENDERS.get(method)
+    model = cls(cls.FitParams(learning_rate=1e30, batch_size=8))
+    split = small_split()
+    with pytest.raises(TrainingDiverged) as caught:
+        model.fit(split, fit_context(epochs=5))
+    found = caught.value.divergence
+    assert (found.what, found.stage) == ("loss", "fit")
+    assert found.update
+    assert len(found.examples) <= 8
+    assert set(found.examples) <= set(split.train.ids.tolist())
+    assert "lower learning_rate" in str(caught.value)
+
+
+def test_the_first_bad_batch_is_found_among_those_since_the_last_look(monkeypatch):
+    monkeypatch.setattr(ours, "PROGRESS_SECONDS", 1e9)
+    model = RECOMMENDERS.get("sasrec")(ours.SASRecParams(batch_size=4))
+    losses = iter([1.0, 2.0, float("nan"), 4.0] + [5.0] * 99)
+    batches = []
+
+    def loss(fields):
+        batches.append(fields[ours.ITEM].tolist())
+        return sum(p.sum() * 0 for p in model.model.parameters()) + next(losses)
+
+    monkeypatch.setattr(model, "loss", loss)
+    split = small_split()
+    with pytest.raises(TrainingDiverged, match="loss is nan at update 3 of epoch 1") as caught:
+        model.fit(split, fit_context())
+    targets = dict(zip(split.train.ids.tolist(), split.train.targets.tolist(), strict=True))
+    assert [targets[i] + 1 for i in caught.value.divergence.examples] == batches[2]
+
+
+def test_an_example_that_alone_gives_nan_is_named(monkeypatch):
+    model = RECOMMENDERS.get("sasrec")(ours.SASRecParams(batch_size=1000))
+    split = small_split()
+    rows = range(len(split.train))
+    histories = [(split.train.history(row).tolist(), int(split.train.targets[row])) for row in rows]
+    marked = histories[3][0]
+    build = model._build
+
+    def built():
+        made = build()
+        made.full_sort_predict = predict
+        return made
+
+    def predict(fields):
+        read = [[i - 1 for i in items if i] for items in fields[ours.ITEM + ours.LIST].tolist()]
+        return torch.tensor([[float("nan") if items == marked else 0.0] for items in read])
+
+    monkeypatch.setattr(model, "_build", built)
+    monkeypatch.setattr(model, "loss", lambda _: sum(p.sum() for p in model.model.parameters()) * float("nan"))
+    with pytest.raises(TrainingDiverged, match="not finite by themselves") as caught:
+        model.fit(split, fit_context())
+    expected = {int(split.train.ids[row]) for row in rows if histories[row][0] == marked}
+    assert set(caught.value.divergence.suspects) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_watched_value_that_is_no_number_is_no_best_epoch(value):
+    model = RECOMMENDERS.get("sasrec")(ours.SASRecParams())
+    with pytest.raises(TrainingDiverged, match=f"ndcg@10 on valid is {value} after epoch 1"):
+        model.fit(small_split(), fit_context(validate=lambda _: value))

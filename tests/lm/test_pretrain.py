@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from flr_bench.errors import DataError
+from flr_bench.errors import DataError, TrainingDiverged
 from flr_bench.interface import Budget, Catalog, Examples, FitContext, FitReport, Interactions, Progress, Split
 from flr_bench.lm.backbone import BackboneParams, load_backbone, save_backbone
 from flr_bench.lm.cross_entropy import frozen_head_log_probabilities, head_cross_entropy
@@ -178,3 +178,22 @@ def test_no_interactions_is_an_error_and_valid_is_optional(tmp_path: Path) -> No
 
 def test_it_is_registered() -> None:
     assert PREPARERS.get("backbone") is BackbonePreparer
+
+
+def test_a_loss_that_is_no_number_names_users(tmp_path: Path) -> None:
+    with pytest.raises(
+        TrainingDiverged, match=r"pretrain: loss is (nan|inf) at update \d+ of epoch \d \(users "
+    ) as caught:
+        run(PARAMS.model_copy(update={"learning_rate": 1e30}), small_split(), tmp_path)
+    found = caught.value.divergence
+    assert found.examples
+    assert set(found.examples) <= set(range(20))
+    assert list(found.examples) == sorted(set(found.examples))
+
+
+def test_users_of_tokens() -> None:
+    sequences = TitleSequences(
+        tokens=np.zeros(9, dtype=np.int32), starts=np.array([0, 2, 3, 6, 9]), users=np.array([0, 2, 3, 4])
+    )
+    assert sequences.users_of(np.array([0, 2])).tolist() == [0]
+    assert sequences.users_of(np.array([8, 3, 4])).tolist() == [1, 2]

@@ -6,12 +6,13 @@ import pytest
 import torch
 from lm_helpers import latent_model, plain_hidden, plain_log_probabilities, target_examples
 
+from flr_bench.errors import TrainingDiverged
 from flr_bench.flr.params import PenaltyWeights
 from flr_bench.interface import Budget
 from flr_bench.lm.model import LatentModel, TargetExamples, length_groups, pad_rows, validation_nll
 from flr_bench.lm.params import SftParams
 from flr_bench.lm.sft import SftJob, sft_backward, sft_update, train_sft
-from flr_bench.lm.training import TrainingDiverged, Updater, Watch
+from flr_bench.lm.training import Updater, Watch
 
 WEIGHTS = PenaltyWeights().model_dump()
 REASONERS = [

@@ -40,7 +40,7 @@ from flr_bench.runner.progress import PlainDisplay
 from flr_bench.runner.session import Folders, Frontend, Request, run
 from flr_bench.runner.work import Event
 from flr_bench.testing.harness import shared_harness, tiny_params
-from flr_bench.tracking import _by_step
+from flr_bench.tracking.content import by_step
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = PenaltyWeights().model_dump()
@@ -521,11 +521,11 @@ def test_curves_of_every_update_are_drawn_in_few_points_and_mirrored_in_distinct
     assert drawn[-1] == (1000 / 375, 0.48)
     assert thinned(points[:3]) == points[:3]
     assert thinned([]) == []
-    name, steps = _by_step("reward", points)
+    name, steps = by_step("reward", points)
     assert name == "epoch/reward by 0.001 epoch"
     assert len(dict(steps)) == 1000
-    assert _by_step("valid_nll", points[::50])[0] == "epoch/valid_nll by 0.01 epoch"
-    assert _by_step("loss", [(1, 2.0), (2, 1.0)]) == ("epoch/loss", [(1, 2.0), (2, 1.0)])
+    assert by_step("valid_nll", points[::50])[0] == "epoch/valid_nll by 0.01 epoch"
+    assert by_step("loss", [(1, 2.0), (2, 1.0)]) == ("epoch/loss", [(1, 2.0), (2, 1.0)])
 
 
 # ---------------------------------------------------------------- options

@@ -361,3 +361,17 @@ def test_files_that_are_not_made_any_more_are_removed_and_no_others(tmp_path: Pa
     assert outside.exists()
     assert mine.exists()
     assert (folder / "main.md").is_file()
+
+
+def test_measured_energy_has_a_column_that_says_what_it_counts(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", FEW)
+    without = cost_table(StoreReader(store).suites(["main"], None)[0], "ml-100k")
+    for path in (store / "cells").glob("*/metrics.json"):
+        metrics = {**json.loads(path.read_text()), "energy_joules": 1500.0, "energy_source": "rapl"}
+        path.write_text(json.dumps(metrics))
+    table = cost_table(StoreReader(store).suites(["main"], None)[0], "ml-100k")
+    assert [column.key for column in table.columns] == [*(c.key for c in without.columns), "energy_kilojoules"]
+    assert "whole processor packages" in table.caption
+    assert "nergy" not in without.caption
+    sasrec = next(row for row in table.rows if row[1].text == "sasrec")
+    assert sasrec[-1].value == pytest.approx(3.0), "one fit and one ranking"

@@ -43,6 +43,11 @@ profiles:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake methods are registered, here and (through ``sys.path``) in worker processes."""
+    register_fakes(monkeypatch)
+
+
+def register_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until ``monkeypatch`` is undone."""
     RECOMMENDERS.names(), SOURCES.names()
     for registry in (RECOMMENDERS, SOURCES):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))

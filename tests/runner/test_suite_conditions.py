@@ -28,8 +28,8 @@ from flr_bench.interface import (
 )
 from flr_bench.registry import PREPARERS, RECOMMENDERS, SOURCES
 from flr_bench.runner.cell import FitCell, PrepareCell, RankCell, canonical_json
-from flr_bench.runner.describe import plan_summary
 from flr_bench.runner.plan import Plan, Row, Selection, make_plan
+from flr_bench.runner.plan_view import PlanView
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run
 from flr_bench.runner.store import Store
@@ -251,7 +251,7 @@ def test_what_cannot_be_transferred_is_said_once_and_planned_at_home(make: Calla
     plan = make(TRANSFER)
     said = "without a zero-shot row, since they cannot rank a catalog they were not fitted on: fake_counts"
     assert plan.notes == (said,)
-    assert plan_summary(plan, Store(tmp_path / "runs"), 1).startswith(f"{said}\nfake@1 · cpu")
+    assert PlanView(plan, Store(tmp_path / "runs"), 1).summary().startswith(f"{said}\nfake@1 · cpu")
     assert [row.label for row in plan.rows] == ["reader", "reader · zero-shot from fake-other", "fake_counts"]
     assert make(SHARES).notes == ()
 

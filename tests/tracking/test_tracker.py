@@ -41,10 +41,9 @@ def test_default_is_sqlite_in_mlruns_and_the_environment_overrides_it(
     assert tracking_uri("sqlite:///x", tmp_path) == "sqlite:///x"
 
 
-def test_a_run_and_sync_on_sqlite(store: Path, tmp_path: Path) -> None:
+def test_a_run_and_sync_on_sqlite(store: Path, tmp_path: Path, mlruns: Path) -> None:
     from mlflow import MlflowClient
 
-    mlruns = tmp_path / "mlruns"
     said: list[str] = []
     tracker = Tracker(None, mlruns, said.append)
     record = record_of(store)
@@ -131,11 +130,11 @@ def test_an_unwritable_mlruns_folder_is_told_once(store: Path, tmp_path: Path) -
     assert len(said) == 1
 
 
-def test_a_run_mirrors_what_it_found_in_the_store(store: Path, tmp_path: Path) -> None:
+def test_a_run_mirrors_what_it_found_in_the_store(store: Path, mlruns: Path) -> None:
     from mlflow import MlflowClient
 
     write_store(store, replace(SMALL, name="other"))  # the same cells in another suite
-    tracker = Tracker(None, tmp_path / "mlruns")
+    tracker = Tracker(None, mlruns)
     tracker.start_suite(record_of(store))
     count = len(list((store / "cells").iterdir()))
     assert tracker.sync(store, started=True) == count
@@ -151,6 +150,6 @@ def test_a_run_mirrors_what_it_found_in_the_store(store: Path, tmp_path: Path) -
 
     # A killed invocation leaves its parent run open.
     left = client.create_run(runs[0].info.experiment_id, tags={KIND_TAG: "suite", "profile": "cpu"})
-    assert Tracker(None, tmp_path / "mlruns").sync(store) == count, "the other suite's"
+    assert Tracker(None, mlruns).sync(store) == count, "the other suite's"
     assert client.get_run(left.info.run_id).info.status == "KILLED"
     assert client.get_run(parents[0]).info.status == "FINISHED"
