@@ -326,9 +326,9 @@ class DaskExecutor:
         try:
             answer = running.future.result(timeout=CONNECT_SECONDS)
         except Exception as error:  # noqa: BLE001 - whatever a worker raises
-            return self._again(running, error, emit)
+            return self._again(running, error, emit, lost=_is_loss(error))
         if answer.refused:
-            return self._again(running, FlrBenchError(f"a worker was refused: {answer.refused}"), emit)
+            return self._again(running, FlrBenchError(f"a worker refused it: {answer.refused}"), emit, lost=True)
         cells = {cell.hash: cell for cell in running.job.cells}
         for event in answer.events:
             if event.cell in answer.parcels:
@@ -336,19 +336,16 @@ class DaskExecutor:
             emit(event)
         return [running.job]
 
-    def _again(self, running: _Running, error: Exception, emit: Emit) -> Sequence[Job]:
+    def _again(self, running: _Running, error: Exception, emit: Emit, *, lost: bool) -> Sequence[Job]:
         """Submit the job once more where its worker, or what it builds on, was lost; else it has failed."""
-        from distributed import CancelledError
-        from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
         self._check_connection()
-        lost = isinstance(error, CancelledError | FutureCancelledError | OSError) or "refused" in str(error)
         if lost and running.attempt < ATTEMPTS and self._accepted:
             self._submit(running.job, running.attempt + 1)
             return []
         line = describe_error(error)
-        if isinstance(error, KilledWorker) or lost:
+        if isinstance(error, KilledWorker | OSError):
             line = "its worker was lost again and again; it may need more memory than workers have"
         for cell in running.job.cells:
             values = {"error": line, "traceback": f"{line}\n{error}", "unwritten": True}
@@ -362,7 +359,15 @@ class DaskExecutor:
                 continue
             del self._running[key]
             self._client.cancel([running.future])
-            self._again(running, OSError("the worker is gone"), emit)
+            self._again(running, OSError("the worker is gone"), emit, lost=True)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a job ended because something went away, not because of what it did."""
+    from distributed import CancelledError
+    from distributed.client import FutureCancelledError
+
+    return isinstance(error, CancelledError | FutureCancelledError | OSError)
 
 
 def check_cluster(address: str, root: Path | None, cache: Path) -> list[Worker]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +179,8 @@ def _executor(plan: Plan, claims: Claims, settings: RunSettings, anew: frozenset
 
 
 def _admission(costs: Costs, settings: RunSettings) -> Admission:
+    if settings.dask is not None:  # this machine's memory is not theirs
+        return Admission(costs, sys.maxsize)
     return Admission(costs, int(available_memory() * SHARE) if settings.memory is None else settings.memory)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flr_bench.runner.cell import Cell, RankCell
 from flr_bench.runner.work import Job
@@ -37,7 +37,7 @@ def group_jobs(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Entry:
     """A job to come.
 
@@ -45,12 +45,13 @@ class _Entry:
         cells: its cells that can still run.
         needs: hashes of other jobs' cells that it waits for.
         rank: position in the order of preference, smallest first.
+        offered: whether it was found ready once.
     """
 
     cells: list[Cell]
     needs: set[str]
     rank: tuple[float, int, int] = (0.0, 0, 0)
-    gone: bool = field(default=False)
+    offered: bool = False
 
 
 class Schedule:
@@ -81,28 +82,29 @@ class Schedule:
         own = {cell.hash for cell in group}
         for cell in group:
             self._entries[cell.hash] = entry
-            for need in {need.hash for need in cell.needs} & self._open:
+            needs = {need.hash for need in cell.needs if need.hash in self._by_hash}
+            entry.needs |= needs
+            for need in needs:
                 self._waiting_for[need].append(cell)
-                if need not in own:
-                    entry.needs.add(need)
+        entry.needs -= own
         return entry
 
     def _order(self, jobs: Sequence[_Entry], seconds: Callable[[Cell], float]) -> None:
         """Longest path to the end first, then what most cells ask for, then the plan's own order."""
         position = {name: place for place, name in enumerate(self._by_hash)}
-        remaining: dict[_Entry, float] = {}
-        order = {entry: place for place, entry in enumerate(jobs)}
+        order = sorted(range(len(jobs)), key=lambda place: position[jobs[place].cells[-1].hash], reverse=True)
         # Whatever waits for a cell stands behind it in the plan, so that its own path is known by then.
-        for entry in sorted(jobs, key=lambda job: position[job.cells[-1].hash], reverse=True):
+        for place in order:
+            entry = jobs[place]
             waiting = [other for cell in entry.cells for other in self._waiting_for.get(cell.hash, ())]
-            behind = max((remaining.get(self._entries[other.hash], 0.0) for other in waiting), default=0.0)
-            remaining[entry] = sum(seconds(cell) for cell in entry.cells) + behind
-            entry.rank = (-remaining[entry], -len(waiting), order[entry])
+            behind = max([-self._entries[other.hash].rank[0] for other in waiting], default=0.0)
+            remaining = sum([seconds(cell) for cell in entry.cells]) + behind
+            entry.rank = (-remaining, -len(waiting), place)
 
     def _offer(self, entry: _Entry) -> None:
-        if entry.cells and not entry.needs and not entry.gone:
+        if entry.cells and not entry.needs and not entry.offered:
             heapq.heappush(self._ready, (entry.rank, entry))
-            entry.gone = True
+            entry.offered = True
 
     def next(self, admits: Callable[[Job], bool] = admit_all, key: Callable[[Job], Hashable] = id) -> Job | None:
         """A job whose needs are met and that is admitted, or ``None`` if there is none now.
