@@ -8,7 +8,6 @@ arXiv 2207.07483).  Equal epochs are equal only where patience had the last word
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from flr_bench.report.reading import Cell, SuiteView
 
@@ -19,8 +18,11 @@ def budget_sentence(view: SuiteView, data: str) -> str:
     """One sentence on the finished fits behind the rows of a data set; ``""`` where none trained by epochs."""
     refs = [row.cells[data][seed] for row in view.rows_on(data) for seed in row.seeds(data)]
     hashes = dict.fromkeys(name for ref in refs for name in (*ref.fits, *ref.assistants))
-    cells = [cell for cell in map(view.store.cell, hashes) if cell is not None]
-    return ended_by_budget([(_trained(cell, cells), *_ending(cell)) for cell in cells])
+    cells = [cell for cell in map(view.store.cell, hashes) if cell is not None and cell.entry.training]
+    stages: dict[str, set[str]] = {}
+    for cell in cells:
+        stages.setdefault(cell.entry.training["method"], set()).add(cell.entry.training["stage"])
+    return ended_by_budget([_ending(cell, several=len(stages[cell.entry.training["method"]]) > 1) for cell in cells])
 
 
 def ended_by_budget(fits: Iterable[tuple[str, str, bool]]) -> str:
@@ -55,14 +57,8 @@ def _not_counted(names: list[str]) -> str:
     return f"Without patience, all epochs of the budget: {', '.join(names)}." if names else ""
 
 
-def _trained(cell: Cell, cells: Iterable[Cell]) -> str:
-    """The method, with the stage where it has several here."""
-    method, stage = str(cell.inputs.get("method")), str(cell.inputs.get("stage"))
-    stages = {other.inputs.get("stage") for other in cells if other.inputs.get("method") == method}
-    return f"{method} {stage}" if len(stages) > 1 else method
-
-
-def _ending(cell: Cell) -> tuple[str, bool]:
-    budget: Mapping[str, Any] = cell.inputs.get("budget") or {}
-    # A cell that tells nothing of its budget is counted: silence must not hide an early end.
-    return str(cell.report.get("stopped_by")), budget.get("patience", 0) is not None
+def _ending(cell: Cell, *, several: bool) -> tuple[str, str, bool]:
+    """The method, with the stage where it has several here; what ended it, and whether there was patience."""
+    about = cell.entry.training
+    name = f"{about['method']} {about['stage']}" if several else str(about["method"])
+    return name, str(cell.outcome.get("stopped_by")), about["patience"] is not None

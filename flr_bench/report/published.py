@@ -16,6 +16,7 @@ import numpy as np
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.report.reading import EXTERNAL, Cell, Json, Ranks, StoreReader, SuiteView, read_json
 from flr_bench.report.write import QUALITY, checksums, json_bytes, table_files, write_file
+from flr_bench.runner.index import Entry
 
 TOLERANCE = 1e-9
 COPIED = ("suite", "profile", "primary", "seeds", "k", "settings", "contrasts", "rows")
@@ -70,7 +71,7 @@ def refresh(folder: Path) -> Refreshed:
 
 
 class PublishedReader(StoreReader):
-    """A store of rank cells only, read from a published folder.
+    """A store of rankings and of what ended each fit, read from a published folder.
 
     Args:
         folder: holds ``ranks.parquet`` or its numbered parts.
@@ -85,14 +86,18 @@ class PublishedReader(StoreReader):
         self.root = folder
         self._ranks = _read_all(folder)
         self._cells = {
-            entry["rank"]: Cell(entry["rank"], folder, {"inputs": {}}, entry, {})
+            entry["rank"]: _cell(entry["rank"], folder, entry)
             for row in manifest["rows"]
             for seeds in row["cells"].values()
             for entry in seeds.values()
         }
+        # Manifests of earlier versions say nothing of fits, and captions then neither.
+        for name, entry in (manifest.get("fits") or {}).items():
+            ended = {"report": {"stopped_by": entry["stopped_by"]}}
+            self._cells[name] = _cell(name, folder, ended, {key: entry[key] for key in ("method", "stage", "patience")})
 
     def cell(self, cell_hash: str) -> Cell | None:
-        """A rank cell's figures; ``None`` for every other cell, for nothing of those was published."""
+        """A ranking's figures, or what ended a fit; ``None`` for all that was not published."""
         return self._cells.get(cell_hash)
 
     def ranks(self, cell_hash: str) -> Ranks:
@@ -104,6 +109,10 @@ class PublishedReader(StoreReader):
         if cell_hash not in self._ranks:
             raise DamagedFileError(f"{self.root} has no ranks of cell {cell_hash}; get the folder anew")
         return self._ranks[cell_hash]
+
+
+def _cell(name: str, folder: Path, figures: Json, training: Json | None = None) -> Cell:
+    return Cell(name, folder, Entry(name, "fit" if training else "rank", (), figures, {}, {}, training or {}))
 
 
 def _record(manifest: Json) -> Json:
@@ -132,7 +141,7 @@ def _check_summaries(folder: Path, view: SuiteView) -> None:
     for row, data, seed in view.places():
         cell = row.cells[data][seed].rank
         ranks, found = view.store.ranks(cell), view.store.cell(cell)
-        told = {} if found is None else found.metrics["summary"]
+        told = {} if found is None else found.summary
         value = float(metric_at(view.primary, ranks.by_item).mean())
         if abs(value - float(told.get(view.primary, np.nan))) > TOLERANCE:
             raise DamagedFileError(

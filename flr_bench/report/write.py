@@ -299,6 +299,7 @@ def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None) -> 
         "order": list(view.data),
         "data": {name: _data_entry(view, name) for name in view.data},
         "rows": [_row_entry(view, row) for row in view.rows],
+        "fits": _fit_entries(view),
         "environments": _environments(view),
         "files": checksums(files),
         **({} if search is None else {"search": search}),
@@ -361,6 +362,17 @@ def _row_entry(view: SuiteView, row: Row) -> Json:
 
 def _condition(row: Row) -> Json:
     return {"text": row.condition, "kind": row.condition_kind, "undisturbed": row.undisturbed}
+
+
+def _fit_entries(view: SuiteView) -> Json:
+    """Of every finished fit what captions say of it, by hash: what trained, and what ended that."""
+    refs = [row.cells[data][seed] for row, data, seed in view.places()]
+    cells = [view.store.cell(name) for name in sorted({name for ref in refs for name in (*ref.fits, *ref.assistants)})]
+    return {
+        cell.hash: {**cell.entry.training, "stopped_by": cell.outcome.get("stopped_by")}
+        for cell in cells
+        if cell is not None and cell.entry.training
+    }
 
 
 def _environments(view: SuiteView) -> list[Json]:

@@ -27,7 +27,7 @@ from flr_bench.runner.cellfiles import Signature, signature
 SEGMENTS_AT_MOST = 16
 """Files above which they are joined."""
 
-FORMAT = 1
+FORMAT = 2
 Json = dict[str, Any]
 
 
@@ -41,6 +41,7 @@ class Entry:
         figures: its ``metrics.json`` but for the curves of training.
         environment: its ``environment.json``.
         files: to tell cheaply whether a file was touched since.
+        training: of a fit its method, stage and patience.
     """
 
     hash: str
@@ -49,6 +50,7 @@ class Entry:
     figures: Json
     environment: Json
     files: Signature
+    training: Json = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> Entry:
@@ -64,7 +66,10 @@ class Entry:
         environment = folder / "environment.json"
         key = tuple(str(part) for part in description.get("cost_key") or ())
         ran_in = _json(environment) if environment.is_file() else {}
-        return cls(folder.name, str(description.get("kind")), key, figures, ran_in, signature(folder))
+        inputs = description.get("inputs") or {}
+        return cls(
+            folder.name, str(description.get("kind")), key, figures, ran_in, signature(folder), training_of(inputs)
+        )
 
     @property
     def seconds(self) -> float | None:
@@ -75,6 +80,15 @@ class Entry:
     def peak_bytes(self) -> float | None:
         """Peak memory, of the process or the device."""
         return _number(self.figures.get("peak_bytes"))
+
+
+def training_of(inputs: Json) -> Json:
+    """What trained, and whether patience could end it, from a cell's inputs; empty unless it is a fit."""
+    if "stage" not in inputs:
+        return {}
+    # A cell that tells nothing of its budget counts as patient: silence must not hide an early end.
+    patience = (inputs.get("budget") or {}).get("patience", 0)
+    return {"method": inputs.get("method"), "stage": inputs["stage"], "patience": patience}
 
 
 def _number(value: Any) -> float | None:
@@ -143,6 +157,7 @@ class Index:
             "figures": entry.figures,
             "ran_in": key,
             "files": entry.files,
+            "training": entry.training,
         }
         yield _text(line) + "\n"
 
@@ -233,6 +248,6 @@ def _entry(line: str, environments: Mapping[str, Json]) -> Entry | None:
             return None
         environment = environments[raw["ran_in"]]
         key = tuple(raw["cost_key"])
-        return Entry(raw["cell"], raw["kind"], key, raw["figures"], environment, raw["files"])
+        return Entry(raw["cell"], raw["kind"], key, raw["figures"], environment, raw["files"], raw["training"])
     except (ValueError, KeyError, TypeError):
         return None

@@ -21,7 +21,7 @@ from flr_bench.runner.cell import FitCell, canonical_json
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pruning import limits
 from flr_bench.runner.spaces import Space, distribution, nested, point_of, search_space
-from flr_bench.runner.suite import merged
+from flr_bench.runner.suite_source import merged
 
 if TYPE_CHECKING:
     import optuna
