@@ -34,6 +34,8 @@ from flr_bench.report.tables import (
     strata_table,
 )
 from flr_bench.report.training import training_table
+from flr_bench.runner.index import without_collections
+from flr_bench.runner.pretty import pretty
 
 MAX_BYTES = 2**20
 Cells = TypeVar("Cells")
@@ -279,6 +281,7 @@ def _ranks_parquet(view: SuiteView, cells: Sequence[tuple[str, str]]) -> bytes:
 
 
 # ---------------------------------------------------------------- manifest
+@without_collections()
 def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None) -> bytes:
     """Where every number comes from: cells by row and seed, data, environments, checksums of the files."""
     content = {
@@ -304,7 +307,7 @@ def _checksums(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _json_bytes(content: Json) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (pretty(content, 1, sort_keys=True) + "\n").encode()
 
 
 def _old_manifest(folder: Path) -> Json | None:
