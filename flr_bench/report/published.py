@@ -7,6 +7,7 @@ stay as they are.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,8 @@ class PublishedReader(StoreReader):
 
 
 def _cell(name: str, folder: Path, figures: Json, training: Json | None = None) -> Cell:
-    return Cell(name, folder, Entry(name, "fit" if training else "rank", (), figures, {}, {}, training or {}))
+    kind = "fit" if training else "rank"
+    return Cell(name, folder, Entry(name, kind, (), None, None, {}, {}, json.dumps(figures), training or {}))
 
 
 def _record(manifest: Json) -> Json:

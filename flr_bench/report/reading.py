@@ -6,6 +6,7 @@ Tables know the files of the store (JSON, parquet and the index of both) and not
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -197,6 +198,7 @@ class StoreReader:
         if marker.is_file():
             read_json(marker)
         self.root = root
+        self._cells_folder = root / "cells"
         self._cells: dict[str, Cell | None] = {}
         self._ranks: dict[str, Ranks] = {}
 
@@ -253,15 +255,14 @@ class StoreReader:
         return Index(self.root).load()
 
     def _read_cell(self, cell_hash: str) -> Cell | None:
-        folder = self.root / "cells" / cell_hash
         entry = self._entries.get(cell_hash)
-        path = folder / "metrics.json"
+        folder = self._cells_folder / cell_hash
         try:
-            state = path.stat()
+            state = os.stat(f"{folder}/metrics.json")  # noqa: PTH116 - of every cell
         except FileNotFoundError as error:
             if not folder.exists():
                 return None
-            raise damaged(path, str(error)) from error
+            raise damaged(folder / "metrics.json", str(error)) from error
         if entry is None or [state.st_size, state.st_mtime_ns] != entry.files.get("metrics.json"):
             entry = _read_entry(folder)
         return Cell(cell_hash, folder, entry)

@@ -34,6 +34,8 @@ from flr_bench.report.tables import (
     strata_table,
 )
 from flr_bench.report.training import training_table
+from flr_bench.runner.index import without_collections
+from flr_bench.runner.pretty import pretty
 
 MAX_BYTES = 2**20
 Cells = TypeVar("Cells")
@@ -285,6 +287,7 @@ def _ranks_parquet(view: SuiteView, cells: Sequence[tuple[str, str]]) -> bytes:
 
 
 # ---------------------------------------------------------------- manifest
+@without_collections()
 def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None) -> bytes:
     """Where every number comes from: cells by row and seed, data, environments, checksums of the files."""
     content = {
@@ -314,7 +317,7 @@ def checksums(files: Mapping[str, bytes]) -> dict[str, str]:
 
 def json_bytes(content: Json) -> bytes:
     """JSON as the manifest is written: sorted, indented, ending with a line end."""
-    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (pretty(content, 1, sort_keys=True) + "\n").encode()
 
 
 def _old_manifest(folder: Path) -> Json | None:

@@ -13,12 +13,14 @@ removed, cut off in the middle of a line, or written by two at once: all that is
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ SEGMENTS_AT_MOST = 16
 """Files above which they are joined."""
 
 FORMAT = 2
+_END = "."
 Json = dict[str, Any]
 
 
@@ -38,7 +41,8 @@ class Entry:
     Attributes:
         hash: the cell's.
         kind, cost_key: as in its ``cell.json``.
-        figures: its ``metrics.json`` but for the curves of training.
+        seconds: how long it took.
+        peak_bytes: peak memory, of the process or the device.
         environment: its ``environment.json``.
         files: to tell cheaply whether a file was touched since.
         training: of a fit its method, stage and patience.
@@ -47,10 +51,19 @@ class Entry:
     hash: str
     kind: str
     cost_key: tuple[str, ...]
-    figures: Json
+    seconds: float | None
+    peak_bytes: float | None
     environment: Json
     files: Signature
+    text: str
+    """:attr:`figures` as JSON, which few commands need."""
     training: Json = field(default_factory=dict)
+
+    @cached_property
+    def figures(self) -> Json:
+        """The cell's ``metrics.json`` but for the curves of training."""
+        figures: Json = json.loads(self.text)
+        return figures
 
     @classmethod
     def of(cls, folder: Path) -> Entry:
@@ -66,20 +79,9 @@ class Entry:
         environment = folder / "environment.json"
         key = tuple(str(part) for part in description.get("cost_key") or ())
         ran_in = _json(environment) if environment.is_file() else {}
-        inputs = description.get("inputs") or {}
-        return cls(
-            folder.name, str(description.get("kind")), key, figures, ran_in, signature(folder), training_of(inputs)
-        )
-
-    @property
-    def seconds(self) -> float | None:
-        """How long it took."""
-        return _number(self.figures.get("seconds"))
-
-    @property
-    def peak_bytes(self) -> float | None:
-        """Peak memory, of the process or the device."""
-        return _number(self.figures.get("peak_bytes"))
+        cost = (_number(figures.get("seconds")), _number(figures.get("peak_bytes")))
+        kind, about = str(description.get("kind")), training_of(description.get("inputs") or {})
+        return cls(folder.name, kind, key, *cost, ran_in, signature(folder), _text(figures), about)
 
 
 def training_of(inputs: Json) -> Json:
@@ -109,6 +111,18 @@ def present_cells(root: Path) -> set[str]:
             return {entry.name for entry in entries if not entry.name.startswith(".")}
     except FileNotFoundError:
         return set()
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Keep Python from searching a million new objects for cycles, again and again, while none of them is let go."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(eq=False)
@@ -154,13 +168,16 @@ class Index:
             "format": FORMAT,
             "kind": entry.kind,
             "cost_key": list(entry.cost_key),
-            "figures": entry.figures,
+            "seconds": entry.seconds,
+            "peak_bytes": entry.peak_bytes,
             "ran_in": key,
             "files": entry.files,
             "training": entry.training,
         }
-        yield _text(line) + "\n"
+        # JSON has no tab of its own: the figures are found without reading them, and a line that was cut off is seen.
+        yield f"{_text(line)}\t{entry.text}\t{_END}\n"
 
+    @without_collections()
     def load(self) -> dict[str, Entry]:
         """Every finished cell that can be read, by hash; what no file knew is noted for the next time."""
         segments = self._segments()
@@ -242,12 +259,15 @@ def _text(value: Any) -> str:
 
 def _entry(line: str, environments: Mapping[str, Json]) -> Entry | None:
     """From a line; ``None`` if it is cut off or of another format."""
+    head, _, rest = line.partition("\t")
+    text, _, end = rest.partition("\t")
     try:
-        raw = json.loads(line)
-        if raw["format"] != FORMAT:
+        raw = json.loads(head)
+        if raw["format"] != FORMAT or end != _END:
             return None
+        cost = (raw["seconds"], raw["peak_bytes"])
         environment = environments[raw["ran_in"]]
-        key = tuple(raw["cost_key"])
-        return Entry(raw["cell"], raw["kind"], key, raw["figures"], environment, raw["files"], raw["training"])
+        key, about = tuple(raw["cost_key"]), raw["training"]
+        return Entry(raw["cell"], raw["kind"], key, *cost, environment, raw["files"], text, about)
     except (ValueError, KeyError, TypeError):
         return None

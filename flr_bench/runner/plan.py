@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from flr_bench.runner.cell import (
 )
 from flr_bench.runner.conditions import UNDISTURBED, Condition, Conditions
 from flr_bench.runner.grids import point_of
+from flr_bench.runner.index import without_collections
 from flr_bench.runner.store import Store
 from flr_bench.runner.suite import Contrast, Profile, RecommenderEntry, StageBudget, SuiteFile, resolve_seeds
 from flr_bench.runner.suite_source import Location, merged
@@ -162,6 +164,11 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """What the store keeps of the suite: everything that tables need to know besides the cells."""
+        return self._record
+
+    @cached_property
+    @without_collections()
+    def _record(self) -> dict[str, Any]:
         suite, profile = self.file.suite, self.profile
         dumped = suite.model_dump(mode="json")
         settings = {
@@ -309,6 +316,7 @@ class Selection:
     devices: int | None = None
 
 
+@without_collections()
 def make_plan(file: SuiteFile, profile_name: str, cache: Path, selection: Selection | None = None) -> Plan:
     """List the rows and cells of a suite.
 

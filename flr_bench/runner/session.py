@@ -238,10 +238,13 @@ def _write_record(plan: Plan, store: Store, say: Callable[[str], None]) -> None:
     record = plan.record()
     path = store.suite_path(str(record["suite"]), str(record["profile"]))
     try:
-        reasons = _differences(read_json(path), record) if path.is_file() else []
+        old = read_json(path) if path.is_file() else None
     except DamagedFileError as error:
-        reasons = []
+        old = None
         say(f"{str(error).partition(';')[0]}; it is written anew, cells are kept")
+    if old == record:
+        return
+    reasons = [] if old is None else _differences(old, record)
     if reasons:
         say(
             f"{record['suite']} ({record['profile']}) was recorded otherwise before ({'; '.join(reasons)}): "
@@ -290,7 +293,8 @@ def _stamp_path(session: Session) -> Path:
 
 def _stamp(session: Session, results: Path) -> dict[str, Any]:
     cells = closure(cell for row in session.plan.rows for cell in row.cells.values())
-    present = sorted(cell.hash for cell in cells if cell.hash in session.store)
+    there = session.store.present()
+    present = sorted(cell.hash for cell in cells if cell.hash in there)
     failures = session.store.failures(cell.hash for cell in cells)
     external = session.store.external_path(session.plan.file.suite.version, session.plan.profile_name)
     # Only where there are such rows: what was written before there could be any stays current.

@@ -38,6 +38,7 @@ from flr_bench.errors import DamagedFileError, FlrBenchError
 from flr_bench.runner.cell import Cell
 from flr_bench.runner.cellfiles import MODEL, damage, difference, files_of, sync_folder, write_sums
 from flr_bench.runner.index import Entry, Index, present_cells
+from flr_bench.runner.pretty import pretty
 
 FORMAT = 1
 """Version of the folder's layout; a store of another version is refused, never guessed at."""
@@ -72,7 +73,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         FlrBenchError: it cannot be written; the system's error is its cause.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = pretty(value, 2, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -277,11 +278,11 @@ class Store:
         known, present = self.index.load(), self.present()
         touched = []
         for name in present.intersection(hashes):
-            entry, folder = known.get(name), self.folder(name)
+            entry = known.get(name)
+            if entry is not None and _untouched(f"{self.root}/cells/{name}", entry):
+                continue
             with contextlib.suppress(FileNotFoundError):  # another runner has moved it
-                if entry is not None and _untouched(folder, entry):
-                    continue
-                found = damage(folder)
+                found = damage(self.folder(name))
                 if found is not None:
                     say(self.quarantine(name, found))
                 elif entry is not None:
@@ -314,8 +315,9 @@ class Store:
 
     def failures(self, hashes: Iterable[str]) -> dict[str, str]:
         """The recorded one-line errors among these cells, by hash."""
-        paths = {name: self.root / "failures" / f"{name}.json" for name in hashes}
-        return {name: str(read_json(path).get("error")) for name, path in paths.items() if path.is_file()}
+        folder = self.root / "failures"
+        recorded = {path.stem for path in folder.glob("*.json")}
+        return {name: str(read_json(folder / f"{name}.json").get("error")) for name in hashes if name in recorded}
 
     def write_suite(self, record: Mapping[str, Any]) -> Path:
         """Record a suite's rows, so that tables need nothing but the store."""
@@ -352,12 +354,12 @@ class Store:
         return {key: [seconds for seconds, _ in found] for key, found in self.costs().items()}
 
 
-def _untouched(folder: Path, entry: Entry) -> bool:
+def _untouched(folder: str, entry: Entry) -> bool:
     """Whether every file is as it was indexed, going by size and time; a model may have been removed."""
     has_model: bool | None = None
     for name, noted in entry.files.items():
         if name.startswith(f"{MODEL}/"):
-            has_model = (folder / MODEL).is_dir() if has_model is None else has_model
+            has_model = Path(folder, MODEL).is_dir() if has_model is None else has_model
             if not has_model:
                 continue
         try:

@@ -1,0 +1,56 @@
+"""Indented JSON as :func:`json.dumps` writes it, but faster: records of large suites have millions of lines."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+_PLAIN = (str, int, float, type(None))
+
+
+def pretty(value: Any, indent: int, *, sort_keys: bool = False, allow_nan: bool = True) -> str:
+    """The same text as ``json.dumps(value, indent=indent, ensure_ascii=False, ...)``.
+
+    Python's own writer of indented text is not compiled; here the innermost objects and lists are written by the
+    compiled one, with the line break as their separator.
+
+    Args:
+        value: of JSON values; keys are strings.
+        indent: spaces for each level, at least 1.
+        sort_keys: as there.
+        allow_nan: as there.
+
+    Raises:
+        ValueError: NaN or an infinity, where it is not allowed.
+        TypeError: something that JSON has not.
+    """
+    return _Writer(indent, sort_keys, allow_nan).text(value, 0)
+
+
+@lru_cache(maxsize=256)
+def _encoder(separator: str, sort_keys: bool, allow_nan: bool) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=False, sort_keys=sort_keys, allow_nan=allow_nan, separators=(separator, ": "))
+
+
+class _Writer:
+    def __init__(self, indent: int, sort_keys: bool, allow_nan: bool) -> None:
+        self._indent, self._sorted, self._nan = indent, sort_keys, allow_nan
+
+    def text(self, value: Any, level: int) -> str:
+        if not value or not isinstance(value, dict | list | tuple):
+            return self._compact(value, ",")
+        outer = "\n" + " " * (self._indent * level)
+        inner = outer + " " * self._indent
+        inside = value.values() if isinstance(value, dict) else value
+        if all(isinstance(part, _PLAIN) for part in inside):
+            flat = self._compact(value, f",{inner}")
+            return f"{flat[0]}{inner}{flat[1:-1]}{outer}{flat[-1]}"
+        if isinstance(value, dict):
+            items = sorted(value.items()) if self._sorted else value.items()
+            lines = [f"{self._compact(key, ',')}: {self.text(part, level + 1)}" for key, part in items]
+            return "{" + inner + f",{inner}".join(lines) + outer + "}"
+        return "[" + inner + f",{inner}".join([self.text(part, level + 1) for part in value]) + outer + "]"
+
+    def _compact(self, value: Any, separator: str) -> str:
+        return _encoder(separator, self._sorted, self._nan).encode(value)
