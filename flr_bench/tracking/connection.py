@@ -60,9 +60,9 @@ def connect(uri: str) -> Any:
         return MlflowClient(tracking_uri=uri)
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
-    client = Patient(MlflowClient(tracking_uri=uri))
-    # Of two processes that create the tables of one database at once, one fails.
+    # Of two processes that create the tables of one database at once, one fails; the client does it when it is made.
     with _alone(database.with_name(f".{database.name}.lock")):
+        client = Patient(MlflowClient(tracking_uri=uri))
         client.search_experiments(max_results=1)
     return client
 
