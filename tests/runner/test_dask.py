@@ -45,7 +45,7 @@ def never(_: Event) -> bool:
 
 
 def go(
-    suite: Path, root: Path, address: str | None, display: Watcher | None = None, workers: int = 1
+    suite: Path | str, root: Path, address: str | None, display: Watcher | None = None, workers: int = 1
 ) -> tuple[Session, list[str]]:
     said: list[str] = []
     folders = Folders(root / "runs", root / "cache", root / "mlruns", root / "results")
@@ -57,6 +57,11 @@ def go(
 def rankings(root: Path) -> dict[str, str]:
     cells = (root / "runs" / "cells").glob("*/ranking.parquet")
     return {path.parent.name: pd.read_parquet(path).to_json() for path in sorted(cells)}
+
+
+def models(root: Path) -> dict[str, bytes]:
+    cells = root / "runs" / "cells"
+    return {str(path.relative_to(cells)): path.read_bytes() for path in sorted(cells.glob("*/model/*.safetensors"))}
 
 
 class Cluster:
@@ -124,6 +129,19 @@ def test_all_executors_give_the_same_bits(write_suite: WriteSuite, tmp_path: Pat
     assert len(rankings(tmp_path / "here")) == 11
     assert not list((tmp_path / "dask" / "runs" / "tmp").iterdir())
     assert list((tmp_path / "apart" / "cache" / "data").iterdir()), "the second prepared its own data"
+
+
+@pytest.mark.slow
+def test_the_smoke_suite_has_the_same_bits_everywhere(tmp_path: Path, cluster: Cluster) -> None:
+    """Every method for real: its rankings, and the models behind them."""
+    cluster.worker("one")
+    cluster.worker("two")
+    assert go("smoke", tmp_path / "dask", cluster.address)[0].outcome.complete
+    assert go("smoke", tmp_path / "here", None)[0].outcome.complete
+    assert go("smoke", tmp_path / "pool", None, workers=2)[0].outcome.complete
+    assert rankings(tmp_path / "dask") == rankings(tmp_path / "here") == rankings(tmp_path / "pool")
+    assert len(rankings(tmp_path / "here")) == 19
+    assert models(tmp_path / "dask") == models(tmp_path / "here") == models(tmp_path / "pool") != {}
 
 
 @pytest.mark.slow
