@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from collections.abc import Callable
+from json.encoder import encode_basestring
 from typing import Any
 
-_PLAIN = (str, int, float, type(None))
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def pretty(value: Any, indent: int, *, sort_keys: bool = False, allow_nan: bool = True) -> str:
@@ -28,29 +29,33 @@ def pretty(value: Any, indent: int, *, sort_keys: bool = False, allow_nan: bool 
     return _Writer(indent, sort_keys, allow_nan).text(value, 0)
 
 
-@lru_cache(maxsize=256)
-def _encoder(separator: str, sort_keys: bool, allow_nan: bool) -> json.JSONEncoder:
-    return json.JSONEncoder(ensure_ascii=False, sort_keys=sort_keys, allow_nan=allow_nan, separators=(separator, ": "))
-
-
 class _Writer:
     def __init__(self, indent: int, sort_keys: bool, allow_nan: bool) -> None:
         self._indent, self._sorted, self._nan = indent, sort_keys, allow_nan
+        self._encoders: dict[str, Callable[[Any], str]] = {}
+        self._scalar = self._encoder(",")
 
     def text(self, value: Any, level: int) -> str:
+        if isinstance(value, str):
+            return encode_basestring(value)
         if not value or not isinstance(value, dict | list | tuple):
-            return self._compact(value, ",")
+            return self._scalar(value)
         outer = "\n" + " " * (self._indent * level)
         inner = outer + " " * self._indent
         inside = value.values() if isinstance(value, dict) else value
-        if all(isinstance(part, _PLAIN) for part in inside):
-            flat = self._compact(value, f",{inner}")
+        if _PLAIN.issuperset(map(type, inside)):
+            flat = self._encoder(f",{inner}")(value)
             return f"{flat[0]}{inner}{flat[1:-1]}{outer}{flat[-1]}"
         if isinstance(value, dict):
             items = sorted(value.items()) if self._sorted else value.items()
-            lines = [f"{self._compact(key, ',')}: {self.text(part, level + 1)}" for key, part in items]
+            lines = [f"{encode_basestring(key)}: {self.text(part, level + 1)}" for key, part in items]
             return "{" + inner + f",{inner}".join(lines) + outer + "}"
         return "[" + inner + f",{inner}".join([self.text(part, level + 1) for part in value]) + outer + "]"
 
-    def _compact(self, value: Any, separator: str) -> str:
-        return _encoder(separator, self._sorted, self._nan).encode(value)
+    def _encoder(self, separator: str) -> Callable[[Any], str]:
+        """Kept for each depth."""
+        if separator not in self._encoders:
+            self._encoders[separator] = json.JSONEncoder(
+                ensure_ascii=False, sort_keys=self._sorted, allow_nan=self._nan, separators=(separator, ": ")
+            ).encode
+        return self._encoders[separator]
