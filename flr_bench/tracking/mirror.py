@@ -35,7 +35,6 @@ from flr_bench.tracking.content import (
 # Names that begin so are not shown among the tags.
 WRITER_TAG = "mlflow.flr_bench.writer"
 TABLES_TAG = "mlflow.flr_bench.tables"
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its pages open as those of training runs
 _RECORDS = ("suites", "searches", "external")  # folders of the store whose records say which cells belong together
 _BATCH_METRICS, _BATCH_PARAMS = 900, 100  # together what a server takes at once
 _MAX_VALUE = 500  # characters of a parameter that every server version takes
@@ -120,7 +119,7 @@ class Mirror:
         if self.uri.startswith("sqlite:"):  # a server decides for itself where artifacts lie
             location = (self.mlruns.resolve() / "artifacts" / safe(name)).as_uri()
         try:
-            return str(self.client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+            return str(self.client.create_experiment(name, artifact_location=location))
         except errors():
             other = self._found_experiment(name)  # another process was quicker
             if other is None:
