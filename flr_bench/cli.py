@@ -86,13 +86,6 @@ inspect_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(inspect_app, name="inspect")
-app.command()(reproduce)
-app.command()(plan)
-app.command()(diff)
-app.command()(explain)
-app.command()(refresh)
-app.command()(score)
-app.command()(tune)
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -196,6 +189,10 @@ def ablate(
         runs, cache, mlruns, results, quiet, as_json, track,
         memory, cell_memory, cell_time, per_gpu, dask, retry,
     )  # fmt: skip
+
+
+app.command()(plan)
+app.command()(tune)
 
 
 @inspect_app.command("search")
@@ -367,6 +364,13 @@ def tables(
     chosen = None if parts is None else [name.strip() for name in parts.split(",")]
     for path in write_tables(runs, results, suite or None, profile, chosen):
         typer.echo(path)
+
+
+app.command()(diff)
+app.command()(explain)
+app.command()(reproduce)
+app.command()(score)
+app.command()(refresh)
 
 
 @app.command()
