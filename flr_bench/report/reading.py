@@ -31,8 +31,13 @@ class Cell:
     """A finished cell: what the store's index knows of it, and its files, read when they are asked for."""
 
     hash: str
-    folder: Path
+    root: Path
     entry: Entry
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.root / "cells" / self.hash
 
     @property
     def figures(self) -> Json:
@@ -60,7 +65,7 @@ class Cell:
         inputs: Json = self.description.get("inputs", {})
         return inputs
 
-    @property
+    @cached_property
     def summary(self) -> Json:
         """The metrics of a ranking."""
         summary: Json = self.figures.get("summary") or {}
@@ -198,7 +203,7 @@ class StoreReader:
         if marker.is_file():
             read_json(marker)
         self.root = root
-        self._cells_folder = root / "cells"
+        self._cells_folder = str(root / "cells")
         self._cells: dict[str, Cell | None] = {}
         self._ranks: dict[str, Ranks] = {}
 
@@ -256,16 +261,16 @@ class StoreReader:
 
     def _read_cell(self, cell_hash: str) -> Cell | None:
         entry = self._entries.get(cell_hash)
-        folder = self._cells_folder / cell_hash
         try:
-            state = os.stat(f"{folder}/metrics.json")  # noqa: PTH116 - of every cell
+            state = os.stat(f"{self._cells_folder}/{cell_hash}/metrics.json")  # noqa: PTH116 - of every cell
         except FileNotFoundError as error:
+            folder = self.root / "cells" / cell_hash
             if not folder.exists():
                 return None
             raise damaged(folder / "metrics.json", str(error)) from error
         if entry is None or [state.st_size, state.st_mtime_ns] != entry.files.get("metrics.json"):
-            entry = _read_entry(folder)
-        return Cell(cell_hash, folder, entry)
+            entry = _read_entry(self.root / "cells" / cell_hash)
+        return Cell(cell_hash, self.root, entry)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.report.captions import missing_notes
 from flr_bench.report.conditions import conditions_table
 from flr_bench.report.cost import cost_table
-from flr_bench.report.reading import Json, Row, StoreReader, SuiteView, read_json
+from flr_bench.report.reading import CellRefs, Json, Row, StoreReader, SuiteView, read_json
 from flr_bench.report.render import FORMS, Table, to_markdown
 from flr_bench.report.search import SearchData, fits_by_place, is_current, measure, search_view
 from flr_bench.report.search_files import (
@@ -338,8 +338,7 @@ def _data_entry(view: SuiteView, data: str) -> Json:
 
 
 def _row_entry(view: SuiteView, row: Row) -> Json:
-    def entry(data: str, seed: str) -> Json:
-        refs = row.cells[data][seed]
+    def entry(refs: CellRefs) -> Json:
         cell = view.store.cell(refs.rank)
         counts = {} if cell is None else {key: cell.figures.get(key) for key in ("examples", "users", "summary")}
         return {
@@ -359,7 +358,7 @@ def _row_entry(view: SuiteView, row: Row) -> Json:
         "decoding": row.decoding,
         "control": row.control,
         **({} if row.condition is None else {"condition": _condition(row)}),
-        "cells": {data: {seed: entry(data, seed) for seed in row.seeds(data)} for data in row.cells},
+        "cells": {data: {seed: entry(refs[seed]) for seed in row.seeds(data)} for data, refs in row.cells.items()},
     }
 
 

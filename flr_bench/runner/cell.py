@@ -41,6 +41,22 @@ def _as_dict(value: Budget | ExampleSettings | Machine) -> dict[str, Any]:
     return asdict(value)
 
 
+_SHARED = ("budget", "data", "examples", "machine", "params")
+"""Inputs that many cells have in common as the same object."""
+
+_texts: dict[int, tuple[object, str]] = {}
+
+
+def _text_of_shared(value: Any) -> str:
+    """Canonical JSON of an object that is not changed any more, encoded once for all cells that have it."""
+    found = _texts.get(id(value))
+    if found is None:
+        if len(_texts) > 10_000:
+            _texts.clear()
+        found = _texts[id(value)] = (value, canonical_json(value))  # kept, so that no other gets its number
+    return found[1]
+
+
 @dataclass(frozen=True, eq=False)
 class DataRef:
     """Prepared data, by what determines it.
@@ -58,7 +74,7 @@ class DataRef:
     split: Mapping[str, Any]
     checksum: str
 
-    @property
+    @cached_property
     def inputs(self) -> dict[str, Any]:
         """What a cell's hash takes from the data: never its display name."""
         return {"checksum": self.checksum, "filters": dict(self.filters), "split": dict(self.split)}
@@ -79,7 +95,7 @@ class Machine:
     threads: int
     devices: int = 1
 
-    @property
+    @cached_property
     def inputs(self) -> dict[str, Any]:
         """What enters a cell's hash; one device goes without saying."""
         return {name: value for name, value in _as_dict(self).items() if name != "devices" or value != 1}
@@ -123,7 +139,12 @@ class Cell:
     @cached_property
     def hash(self) -> str:
         """Name of the cell: the beginning of the sha256 of its inputs as canonical JSON."""
-        return hashlib.sha256(canonical_json(self.inputs).encode()).hexdigest()[:HASH_LENGTH]
+        texts = {
+            name: _text_of_shared(value) if name in _SHARED else canonical_json(value)
+            for name, value in sorted(self.inputs.items())
+        }
+        text = ",".join(f'"{name}":{text}' for name, text in texts.items())  # canonical_json(self.inputs)
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:HASH_LENGTH]
 
     @property
     def own_inputs(self) -> dict[str, Any]:
@@ -208,7 +229,7 @@ class PrepareCell(Cell):
             "max_history": self.max_history,
             "what": self.what,
             "revision": self.revision,
-            "params": dict(self.params),
+            "params": self.params,
             "fingerprint": self.fingerprint,
             "machine": self.machine.inputs,
             **_given(train_share=self.train_share),
@@ -255,14 +276,14 @@ class FitCell(Cell):
         """See :attr:`Cell.own_inputs`."""
         return {
             "data": self.data.inputs,
-            "examples": dict(_as_dict(self.examples)),
+            "examples": _as_dict(self.examples),
             "method": self.method,
             "revision": self.revision,
-            "params": dict(self.params),
+            "params": self.params,
             "stage": self.stage,
             "seed": self.seed,
             "machine": self.machine.inputs,
-            "budget": dict(_as_dict(self.budget)),
+            "budget": _as_dict(self.budget),
             **_given(train_share=self.train_share),
         }
 
@@ -299,7 +320,7 @@ class RankCell(Cell):
         """See :attr:`Cell.own_inputs`."""
         return {
             "fit": self.fit.hash,
-            "params": dict(self.params),
+            "params": self.params,
             "test_examples": self.test_examples,
             "k": list(self.ks),
             "seen_items": self.fit.examples.seen_items,

@@ -209,14 +209,14 @@ def closure(cells: Iterable[Cell]) -> list[Cell]:
     found: dict[str, Cell] = {}
 
     def visit(cell: Cell) -> None:
-        if cell.hash in found:
-            return
         for needed in cell.needs:
-            visit(needed)
+            if needed.hash not in found:
+                visit(needed)
         found[cell.hash] = cell
 
     for cell in cells:
-        visit(cell)
+        if cell.hash not in found:
+            visit(cell)
     return list(found.values())
 
 
