@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from flr_bench.errors import FlrBenchError, UsageError
+from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import RunSettings, run_plan
 from flr_bench.runner.plan import make_plan
 from flr_bench.runner.store import Store, read_json
@@ -34,7 +35,8 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan = make_plan(load_suite(folder / "fake.yaml"), "cpu", folder / "cache")
         store = Store(folder / "runs")
         store.initialise()
-        assert run_plan(plan, store, RunSettings(folder / "cache"), print).complete
+        with Claims(store.root) as claims:
+            assert run_plan(plan, claims, RunSettings(folder / "cache"), print).complete
         store.write_suite(plan.record())
     return folder
 
