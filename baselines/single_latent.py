@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from flr_bench.interface import Params
-from flr_bench.lm.params import ConstantThoughtOptions, LatentParams, SingleLatentOptions
+from flr_bench.lm.params import NOTHING_TO_REINFORCE, ConstantThoughtOptions, LatentParams, SingleLatentOptions
 from flr_bench.lm.recommender import LanguageModelRecommender
 from flr_bench.registry import RECOMMENDERS
 
@@ -48,3 +48,9 @@ class SingleLatent(LanguageModelRecommender):
     def reasoner_name(cls, params: SingleLatentParams) -> str:
         """The attention, or the constant control."""
         return params.reasoner
+
+    @classmethod
+    def stage_problem(cls, params: SingleLatentParams, stage: str) -> str | None:
+        """The last hidden state as it is cannot be reinforced."""
+        bare = params.reasoner == "single_latent" and params.initial_thought == "last_hidden"
+        return NOTHING_TO_REINFORCE if stage == "rl" and bare else None

@@ -453,6 +453,14 @@ class Recommender(ABC):
         return 1
 
     @classmethod
+    def stage_problem(cls, params: Any, stage: str) -> str | None:  # noqa: ARG003
+        """Why ``stage`` cannot be fitted with these valid ``params``, in one line; ``None`` if it can.
+
+        Plans refuse such a row before anything runs, and tuning never proposes it.
+        """
+        return None
+
+    @classmethod
     def rank_requires(cls, params: Any) -> Mapping[str, CellSpec]:  # noqa: ARG003
         """The cells that a ranking with rank parameters ``params`` needs besides the model, by role."""
         return {}

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from flr_bench.flr.params import FactorOptions, PenaltyWeights
 from flr_bench.interface import Params
-from flr_bench.lm.params import Estimator, LatentGrpoParams, LatentParams
+from flr_bench.lm.params import NOTHING_TO_REINFORCE, Estimator, LatentGrpoParams, LatentParams
 from flr_bench.lm.recommender import LanguageModelRecommender
 from flr_bench.registry import RECOMMENDERS
 
@@ -54,6 +54,12 @@ class FLR(LanguageModelRecommender):
     def reasoner_name(cls, params: FlrParams) -> str:  # noqa: ARG003 (one reasoner whatever the parameters)
         """The factorized reasoner."""
         return "factorized"
+
+    @classmethod
+    def stage_problem(cls, params: FlrParams, stage: str) -> str | None:
+        """Without a step, the last hidden state as it is cannot be reinforced."""
+        bare = params.steps == 0 and params.initial_thought == "last_hidden"
+        return NOTHING_TO_REINFORCE if stage == "rl" and bare else None
 
     @classmethod
     def penalty_weights(cls, params: FlrParams, stage: str) -> Mapping[str, float]:

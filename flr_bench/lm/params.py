@@ -45,6 +45,9 @@ class SingleLatentOptions(Params):
         return self
 
 
+NOTHING_TO_REINFORCE = "initial_thought: last_hidden has no weights of its own: there is nothing to reinforce"
+
+
 class SftParams(Params):
     """Choices of the supervised stage; the published stage takes 3e-4, batch 128, 20 warm-up updates [C]."""
 

@@ -743,6 +743,9 @@ class _Builder:
         method = RECOMMENDERS.get(name)
         budget = self._budget(name, stage)
         machine = replace(self._machine, devices=self.profile.devices if method.devices_supported else 1)
+        problem = method.stage_problem(params, stage)
+        if problem is not None:
+            raise self.file.error(self.where, f"stage '{stage}' of {name}: {problem}")
         least = method.least_devices(params)
         if machine.devices < least:
             raise self.file.error(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from flr_bench.errors import FlrBenchError
-from flr_bench.interface import Params
+from flr_bench.interface import Recommender
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import FitCell, canonical_json
 from flr_bench.runner.plan import Plan
@@ -188,7 +188,7 @@ def _read(trial: optuna.trial.FrozenTrial) -> Trial:
     )
 
 
-def propose(study: Study, seed: int, validates: type[Params]) -> dict[str, Any]:
+def propose(study: Study, seed: int, method: type[Recommender]) -> dict[str, Any]:
     """The next trial's parameters: none for the first (the defaults), then TPE given the finished trials.
 
     Proposals that the method refuses (a combination that has no meaning) are drawn anew and count nowhere.
@@ -210,10 +210,11 @@ def propose(study: Study, seed: int, validates: type[Params]) -> dict[str, Any]:
         memory.add_trials([_whole(trial) for trial in study.storage.get_trials(deepcopy=False)])
         params = dict(memory.ask(distributions).params)
         try:
-            validates.model_validate(merged(study.base, nested(params)))
+            valid = method.FitParams.model_validate(merged(study.base, nested(params)))
         except ValidationError:
             continue
-        return params
+        if method.stage_problem(valid, study.fit.stage) is None:
+            return params
     raise FlrBenchError(f"{study.label} refuses {INVALID_AT_MOST} proposals in a row; narrow its search space")
 
 

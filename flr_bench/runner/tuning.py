@@ -248,7 +248,7 @@ class _Rounds:
     def run(self, due: Sequence[Study]) -> None:
         """One trial of every study that is due, side by side."""
         seed = self.request.seed
-        proposals = [(study, propose(study, seed, RECOMMENDERS.get(study.method).FitParams)) for study in due]
+        proposals = [(study, propose(study, seed, RECOMMENDERS.get(study.method))) for study in due]
         for data in dict.fromkeys(study.data for study in due):
             self._on_data(data, [(study, params) for study, params in proposals if study.data == data])
 

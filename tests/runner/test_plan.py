@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flr_bench.errors import UnknownNameError, UsageError
+from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import FitCell, RankCell
 from flr_bench.runner.plan import Plan, Selection, make_plan
-from flr_bench.runner.suite import load_suite
+from flr_bench.runner.suite import bundled_suites, load_suite
 
 WriteSuite = Callable[..., Path]
 
@@ -140,3 +142,21 @@ def test_a_profiles_sample_must_go_with_the_recipe(make: Callable[..., Plan]) ->
     recipe = "filters: {recipe: latentr3_amazon18}\nsplit: {cut: examples, ties: source}\nseeds: 2"
     with pytest.raises(UsageError, match=r":3: filters: .*latentr3_amazon18 takes no sample"):
         make(("seeds: 2", recipe), ("workers: 1", "workers: 1\n    sample: {users: 0.5}"))
+
+
+def test_a_stage_that_its_parameters_leave_nothing_to_train_in_is_refused_by_the_plan(tmp_path: Path) -> None:
+    suite = yaml.safe_load(bundled_suites()["smoke"].read_text(encoding="utf-8"))
+    bare = {"name": "single_latent", "params": {"initial_thought": "last_hidden"}, "stages": ["rl"]}
+    suite |= {"recommenders": [bare], "contrasts": []}
+    path = tmp_path / "bare.yaml"
+    path.write_text(yaml.safe_dump(suite), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"recommenders\[0\]: stage 'rl' of single_latent: .*nothing to reinforce"):
+        make_plan(load_suite(path), "cpu", tmp_path / "cache")
+
+
+def test_without_a_step_and_without_attention_flr_has_nothing_to_reinforce() -> None:
+    flr = RECOMMENDERS.get("flr")
+    bare = flr.FitParams(steps=0, initial_thought="last_hidden")
+    assert "nothing to reinforce" in (flr.stage_problem(bare, "rl") or "")
+    assert flr.stage_problem(bare, "sft") is None
+    assert flr.stage_problem(flr.FitParams(initial_thought="last_hidden"), "rl") is None
