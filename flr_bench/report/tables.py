@@ -21,13 +21,14 @@ WITH_CONDITIONS = "Rows under a condition do not compete either."
 
 
 # ---------------------------------------------------------------- main
-def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None) -> Table:
+def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None, *, paired: bool = True) -> Table:
     """Methods by metrics: mean ± standard deviation over seeds.
 
     Args:
         view: the suite.
         data: the data set.
         metrics: names of summary figures; by default the ones of :func:`shown_metrics`.
+        paired: say what differences could have been shown, which takes the ranks of every example.
     """
     names = shown_metrics(view) if metrics is None else tuple(metrics)
     columns = (
@@ -41,6 +42,7 @@ def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None)
         for row in rows
     ]
     means = MEANS if all(row.condition is None for row in rows) else f"{MEANS} {WITH_CONDITIONS}"
+    detectable = detectable_note(main_comparisons(view, data), metric_title(view.primary)) if paired else ()
     table = Table(
         f"{view.name}-{view.profile}-{data}",
         f"{view.version} on {data}",
@@ -48,7 +50,7 @@ def main_table(view: SuiteView, data: str, metrics: Sequence[str] | None = None)
         columns,
         tuple(body),
         rules_between(rows),
-        (*detectable_note(main_comparisons(view, data), metric_title(view.primary)), *missing_notes(view, data)),
+        (*detectable, *missing_notes(view, data)),
     )
     return mark_best(table, [not row.is_control and row.condition is None for row in rows])
 

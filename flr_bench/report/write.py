@@ -175,7 +175,10 @@ def table_files(view: SuiteView, builders: Mapping[str, Builder]) -> dict[str, b
 
 def _render(view: SuiteView, parts: Sequence[str]) -> dict[str, bytes]:
     """Relative file name → content, but for the manifest."""
-    files = table_files(view, {name: build for name, build in TABLES.items() if name in parts})
+    builders = {name: build for name, build in TABLES.items() if name in parts}
+    if "main" in parts and "contrasts" not in parts:  # nobody asked for what takes the ranks of every example
+        builders["main"] = partial(main_table, paired=False)
+    files = table_files(view, builders)
     if "figures" in parts:
         files |= _figures(view)
     return files | (_ranks_files(view) if "ranks" in parts else {})

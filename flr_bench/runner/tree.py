@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flr_bench.runner.cell import Cell, FitCell, PrepareCell, RankCell, canonical_json
@@ -35,19 +35,20 @@ class Node:
     label: str
     cells: list[Cell] = field(default_factory=list)
     needs: tuple[str, ...] = ()
-    below: dict[str, Node] = field(default_factory=dict)
+    below: dict[Hashable, Node] = field(default_factory=dict)
 
 
 def plan_tree(plan: Plan) -> dict[str, Node]:
     """The plan's cells by data set, nested by what they build on."""
     roots: dict[str, Node] = {}
     places: dict[str, Node] = {}
+    texts: dict[int, str] = {}  # of parameters, which the cells of a row share
     for cell in plan.cells:
         data = _data(cell)
         parent = _parent(cell)
         above = places.get(parent.hash) if parent is not None else None
         home = above or roots.setdefault(data, Node(data))
-        node = home.below.setdefault(_group(cell), Node(_short(cell, data)))
+        node = home.below.setdefault(_group(cell, texts), Node(_short(cell, data)))
         node.cells.append(cell)
         node.needs = node.needs or tuple(_SEED.sub("", other.label) for other in _besides(cell, parent))
         places[cell.hash] = node
@@ -61,10 +62,13 @@ def _data(cell: Cell) -> str:
     return cell.data.key
 
 
-def _group(cell: Cell) -> str:
+def _group(cell: Cell, texts: dict[int, str]) -> Hashable:
     """What cells of one node have in common: two models of one name, but other parameters, are two nodes."""
-    same = {name: cell.own_inputs.get(name) for name in ("params", "revision", "budget", "examples", "stage")}
-    return _SEED.sub("", cell.label) + canonical_json(same)
+    assert isinstance(cell, FitCell | PrepareCell | RankCell)  # noqa: S101 - there are three kinds
+    if id(cell.params) not in texts:
+        texts[id(cell.params)] = canonical_json(cell.params)
+    common = (_SEED.sub("", cell.label), texts[id(cell.params)])
+    return (*common, cell.revision, cell.budget, cell.examples, cell.stage) if isinstance(cell, FitCell) else common
 
 
 def _parent(cell: Cell) -> Cell | None:

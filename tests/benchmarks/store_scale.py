@@ -169,10 +169,10 @@ def _write_cell(folder: Path, cell: Any, number: int, shared: _Shared) -> None:
 
 # ---------------------------------------------------------------- the steps
 def plan_step(folder: Path) -> object:
-    from flr_bench.runner.describe import plan_text
+    from flr_bench.runner.plan_view import PlanView
     from flr_bench.runner.store import Store
 
-    return len(plan_text(request(folder).plan(folder / "cache"), Store(folder / "runs"), 2))
+    return len(PlanView(request(folder).plan(folder / "cache"), Store(folder / "runs"), 2).tree())
 
 
 def resume_step(folder: Path) -> object:
