@@ -31,6 +31,7 @@ SEGMENTS_AT_MOST = 16
 
 FORMAT = 2
 _END = "."
+_OWN = f',"format":{FORMAT},'
 Json = dict[str, Any]
 
 
@@ -244,7 +245,9 @@ class Index:
     def _sort_in(line: str, lines: dict[str, str], environments: dict[str, Json], contradicted: set[str]) -> None:
         text = line.strip()
         if text.startswith('{"cell":"'):
-            name = text[9 : text.find('"', 9)]
+            name, _, rest = text[9:].partition('"')
+            if not rest.startswith(_OWN):
+                return  # another version's: each keeps lines of its own, else they would undo each other's work
             if lines.setdefault(name, text) != text:
                 contradicted.add(name)
         elif text.startswith('{"environment":"'):

@@ -20,7 +20,7 @@ from flr_bench.errors import DamagedFileError, FlrBenchError
 from flr_bench.report.reading import StoreReader
 from flr_bench.report.write import summary_table, write_tables
 from flr_bench.runner.cellfiles import damage, difference, write_sums
-from flr_bench.runner.index import SEGMENTS_AT_MOST, Entry, Index
+from flr_bench.runner.index import FORMAT, SEGMENTS_AT_MOST, Entry, Index
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run
 from flr_bench.runner.store import Store
@@ -298,6 +298,19 @@ def test_many_segments_are_joined_and_nothing_is_lost(tmp_path: Path) -> None:
     assert [path.name.partition("-")[0] for path in (tmp_path / "index").iterdir()] == ["joined"]
     assert shown(Index(tmp_path).load()) == before
     assert len(before) == SEGMENTS_AT_MOST + 2
+
+
+def test_another_versions_lines_count_as_none_and_contradict_nothing(tmp_path: Path) -> None:
+    cell_folder(tmp_path, "c", 1)
+    Index(tmp_path, "own").append([Entry.of(tmp_path / "cells" / "c")])
+    path = next((tmp_path / "index").iterdir())
+    other = path.read_text().replace(f'"format":{FORMAT}', f'"format":{FORMAT + 1}')
+    (tmp_path / "index" / "newer.jsonl").write_text(other)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "index").iterdir()}
+    assert list(Index(tmp_path).load()) == ["c"]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "index").iterdir()} == before
+    path.unlink()
+    assert Index(tmp_path).load()["c"].seconds == 1.0
 
 
 def test_costs_come_from_the_index(store: Store, make_cell: MakeCell) -> None:
