@@ -88,7 +88,7 @@ def test_no_bit_of_a_test_example_reaches_tuning(suite: Path, tmp_path: Path) ->
     suite.write_text(text, encoding="utf-8")
     expected = shown(run_in(tmp_path / "a", suite, 2, **asked))
     shutil.copytree(tmp_path / "a" / "cache", tmp_path / "b" / "cache")
-    (data,) = (path for path in (tmp_path / "b" / "cache" / "data").iterdir() if path.is_dir())
+    (data,) = (p for p in (tmp_path / "b" / "cache" / "data").iterdir() if not p.name.startswith("."))
     parts = np.load(data / "log/parts.npy")
     sums = json.loads((data / storage._SUMS).read_text())
     for path in [*data.glob("log/*.npy"), *data.glob("examples/test/*.npy")]:
