@@ -5,7 +5,6 @@ Tables know the files of the store (JSON, parquet and the index of both) and not
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json
 
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.runner.cellfiles import file_damage
@@ -440,7 +440,7 @@ def read_json(path: Path) -> Json:
     if found is not None:
         raise damaged(path, found)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_bytes())
     except (OSError, ValueError) as error:
         if in_cell:
             raise damaged(path, str(error)) from error

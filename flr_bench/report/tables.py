@@ -65,8 +65,8 @@ def shown_metrics(view: SuiteView) -> tuple[str, ...]:
     wanted = [name for k in view.cutoffs for name in ((f"hr@{k}",) if k == 1 else (f"hr@{k}", f"ndcg@{k}"))]
     wanted += [f"mrr@{largest}", f"hr@{largest}_title", f"ndcg@{largest}_title"]
     wanted += [f"coverage@{largest}", f"gini@{largest}"]
-    cells = [cell for data in view.data for row in view.rows for cell in view.rank_cells(row, data)]
-    known = {name for cell in cells for name in cell.summary}
+    cells = (cell for data in view.data for row in view.rows for cell in view.rank_cells(row, data))
+    known: set[str] = set().union(*(cell.summary for cell in cells))
     return tuple(name for name in wanted if name in known or not known)
 
 

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
+
 from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.report.captions import missing_notes
 from flr_bench.report.conditions import conditions_table
@@ -160,6 +162,7 @@ def _parts(names: Sequence[str] | None) -> tuple[str, ...]:
     return PARTS if names is None else tuple(names)
 
 
+@without_collections()
 def table_files(view: SuiteView, builders: Mapping[str, Builder]) -> dict[str, bytes]:
     """The tables of a suite in every form: file name → content."""
     built = {name: [t for d in view.data if (t := build(view, d)) is not None] for name, build in builders.items()}
@@ -326,7 +329,7 @@ def json_bytes(content: Json) -> bytes:
 def _old_manifest(folder: Path) -> Json | None:
     """The manifest that lies in the folder, or ``None`` if there is none of ours."""
     try:
-        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = from_json((folder / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
+from json.encoder import encode_basestring_ascii
 from typing import Any, ClassVar
 
 from flr_bench.data.conditions import HistoryChange, TrainShare
@@ -41,20 +42,46 @@ def _as_dict(value: Budget | ExampleSettings | Machine) -> dict[str, Any]:
     return asdict(value)
 
 
-_SHARED = ("budget", "data", "examples", "machine", "params")
-"""Inputs that many cells have in common as the same object."""
+class _Texts:
+    """Canonical JSON of cells' inputs, of which those that only differ in seed have most in common.
 
-_texts: dict[int, tuple[object, str]] = {}
+    What many cells have as the same objects is encoded once: very large suites would spend their time with it.
+    """
+
+    MOST = 10_000
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._parts: dict[tuple[int, ...], tuple[tuple[object, ...], list[str]]] = {}
+
+    def of(self, cell: Cell) -> str:
+        """What ``canonical_json(cell.inputs)`` is."""
+        common = cell.common
+        key = tuple(map(id, common))
+        found = self._parts.get(key)
+        if found is None:
+            if len(self._parts) > self.MOST:
+                self._parts.clear()
+            # The objects are kept, so that no others get their numbers.
+            found = self._parts[key] = (common, self._split(cell))
+        parts = found[1]
+        return "".join([text for pair in zip(parts, [*cell.varying, ""], strict=True) for text in pair])
+
+    @staticmethod
+    def _split(cell: Cell) -> list[str]:
+        """The text around the varying inputs: before the first, between them, after the last."""
+        parts = ["{"]
+        for at, (name, value) in enumerate(sorted(cell.inputs.items())):
+            parts[-1] += f"{',' if at else ''}{canonical_json(name)}:"
+            if name in cell.VARYING:
+                parts.append("")
+            else:
+                parts[-1] += canonical_json(value)
+        parts[-1] += "}"
+        return parts
 
 
-def _text_of_shared(value: Any) -> str:
-    """Canonical JSON of an object that is not changed any more, encoded once for all cells that have it."""
-    found = _texts.get(id(value))
-    if found is None:
-        if len(_texts) > 10_000:
-            _texts.clear()
-        found = _texts[id(value)] = (value, canonical_json(value))  # kept, so that no other gets its number
-    return found[1]
+_TEXTS = _Texts()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,18 +160,32 @@ class Cell:
     """
 
     kind: ClassVar[str]
+    VARYING: ClassVar[tuple[str, ...]] = ("requires",)
+    """Inputs, in alphabetical order, in which cells that differ in their seed alone differ."""
     label: str
     requires: Mapping[str, Cell] = field(default_factory=dict)
 
     @cached_property
     def hash(self) -> str:
         """Name of the cell: the beginning of the sha256 of its inputs as canonical JSON."""
-        texts = {
-            name: _text_of_shared(value) if name in _SHARED else canonical_json(value)
-            for name, value in sorted(self.inputs.items())
-        }
-        text = ",".join(f'"{name}":{text}' for name, text in texts.items())  # canonical_json(self.inputs)
-        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:HASH_LENGTH]
+        return hashlib.sha256(_TEXTS.of(self).encode()).hexdigest()[:HASH_LENGTH]
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Canonical JSON of the inputs :attr:`VARYING`, in their order."""
+        return (self._text_of_required,)
+
+    @property
+    def common(self) -> tuple[object, ...]:
+        """All other inputs, as objects that cells with other seeds may have, too; the first tells the kind."""
+        raise NotImplementedError
+
+    @property
+    def _text_of_required(self) -> str:
+        if not self.requires:
+            return "{}"
+        hashes = [f'{encode_basestring_ascii(role)}:"{name}"' for role, name in self.required_hashes.items()]
+        return f"{{{','.join(hashes)}}}"
 
     @property
     def own_inputs(self) -> dict[str, Any]:
@@ -236,6 +277,12 @@ class PrepareCell(Cell):
         }
 
     @property
+    def common(self) -> tuple[object, ...]:
+        """See :attr:`Cell.common`."""
+        made = (self.what, self.revision, self.params, self.fingerprint)
+        return (self.kind, self.data, self.max_history, *made, self.machine, self.train_share)
+
+    @property
     def cost_key(self) -> tuple[str, ...]:
         """See :attr:`Cell.cost_key`."""
         return (self.kind, self.what, self.machine.cost_key)
@@ -259,6 +306,7 @@ class FitCell(Cell):
     """
 
     kind: ClassVar[str] = "fit"
+    VARYING: ClassVar[tuple[str, ...]] = ("requires", "seed")
     data: DataRef
     examples: ExampleSettings
     method: str
@@ -288,6 +336,17 @@ class FitCell(Cell):
         }
 
     @property
+    def varying(self) -> tuple[str, ...]:
+        """See :attr:`Cell.varying`."""
+        return (self._text_of_required, str(self.seed))
+
+    @property
+    def common(self) -> tuple[object, ...]:
+        """See :attr:`Cell.common`."""
+        trained = (self.method, self.revision, self.params, self.stage, self.budget)
+        return (self.kind, self.data, self.examples, *trained, self.machine, self.train_share)
+
+    @property
     def cost_key(self) -> tuple[str, ...]:
         """See :attr:`Cell.cost_key`."""
         share = () if self.train_share is None else (f"{self.train_share.share:g}",)
@@ -308,6 +367,7 @@ class RankCell(Cell):
     """
 
     kind: ClassVar[str] = "rank"
+    VARYING: ClassVar[tuple[str, ...]] = ("fit", "requires")
     fit: FitCell
     params: Mapping[str, Any]
     test_examples: int | None
@@ -326,6 +386,17 @@ class RankCell(Cell):
             "seen_items": self.fit.examples.seen_items,
             **_given(data=self.data, history_change=self.history_change),
         }
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """See :attr:`Cell.varying`."""
+        return (f'"{self.fit.hash}"', self._text_of_required)
+
+    @property
+    def common(self) -> tuple[object, ...]:
+        """See :attr:`Cell.common`."""
+        ranked = (self.params, self.test_examples, self.ks, self.data, self.history_change)
+        return (self.kind, *ranked, self.fit.examples.seen_items)
 
     @property
     def ranked_data(self) -> DataRef:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flr_bench.data.conditions import TrainShare
 from flr_bench.data.filtering import FilterParams
 from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
-from flr_bench.interface import CellSpec, FitSpec, Params, PrepareSpec, Recommender
+from flr_bench.interface import Budget, CellSpec, FitSpec, Params, PrepareSpec, Recommender
 from flr_bench.registry import METRICS, PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import (
     Cell,
@@ -36,6 +36,7 @@ from flr_bench.runner.suite_source import Location, merged
 from flr_bench.runner.tuned import check_tuned, with_tuned
 
 SEPARATOR = " · "
+_Settings = TypeVar("_Settings", Machine, ExampleSettings, Budget)
 _HOW_TO_RUN = {"workers", "cell_memory", "cell_time"}
 """Fields of a profile that no result depends on."""
 
@@ -686,6 +687,35 @@ class _Memo:
     validated: dict[tuple[Any, ...], Params] = field(default_factory=dict)
     stage_params: dict[tuple[Any, ...], tuple[Params, dict[str, Any]]] = field(default_factory=dict)
     dumped: dict[int, tuple[Params, dict[str, Any]]] = field(default_factory=dict)
+    required: dict[tuple[Any, ...], tuple[Params, Mapping[str, CellSpec]]] = field(default_factory=dict)
+    resolved: dict[tuple[int, str], tuple[CellSpec, Params]] = field(default_factory=dict)
+    _settings: dict[Any, Any] = field(default_factory=dict)
+
+    def same(self, settings: _Settings) -> _Settings:
+        """The first of all settings equal to these: cells that share objects are hashed faster."""
+        found: _Settings = self._settings.setdefault(settings, settings)
+        return found
+
+    def requires(self, method: type[Recommender], params: Params, stage: str) -> Mapping[str, CellSpec]:
+        """What the stage builds on."""
+        key = (method, id(params), stage)
+        if key not in self.required:
+            self.required[key] = (params, method.requires(params, stage))
+        return self.required[key][1]
+
+    def rank_requires(self, method: type[Recommender], params: Params) -> Mapping[str, CellSpec]:
+        """What a ranking needs besides its model."""
+        key = (method, id(params))
+        if key not in self.required:
+            self.required[key] = (params, method.rank_requires(params))
+        return self.required[key][1]
+
+    def of_spec(self, spec: CellSpec, asker: str, params: Callable[[], Params]) -> Params:
+        """The validated parameters of something that ``asker`` requires."""
+        key = (id(spec), asker)
+        if key not in self.resolved:
+            self.resolved[key] = (spec, params())
+        return self.resolved[key][1]
 
     def of_stage(self, method: type[Recommender], params: Params, stage: str) -> dict[str, Any]:
         """What the stage depends on."""
@@ -719,7 +749,7 @@ class _Builder:
         method = RECOMMENDERS.get(fit.method)
         return RankCell(
             label=f"rank {row} · {ranked.key} · seed {self.seed}",
-            requires=self._resolve(method.rank_requires(rank_params), fit.method),
+            requires=self._resolve(self.memo.rank_requires(method, rank_params), fit.method),
             fit=fit,
             params=self.memo.dump(rank_params),
             test_examples=self.profile.test_examples,
@@ -742,7 +772,7 @@ class _Builder:
     def _fit(self, name: str, params: Params, stage: str, shown: str | None) -> FitCell:
         method = RECOMMENDERS.get(name)
         budget = self._budget(name, stage)
-        machine = replace(self._machine, devices=self.profile.devices if method.devices_supported else 1)
+        machine = self._machine(self.profile.devices if method.devices_supported else 1)
         problem = method.stage_problem(params, stage)
         if problem is not None:
             raise self.file.error(self.where, f"stage '{stage}' of {name}: {problem}")
@@ -754,27 +784,23 @@ class _Builder:
         seed = self.seed if method.stochastic else 0
         return FitCell(
             label=f"fit {shown or self.entry.label or self.entry.name} · {stage} · {self._learned} · seed {seed}",
-            requires=self._resolve(method.requires(params, stage), name),
+            requires=self._resolve(self.memo.requires(method, params, stage), name),
             data=self.data,
-            examples=ExampleSettings(
-                max_history=self.file.suite.max_history,
-                train_examples=budget.train_examples,
-                valid_examples=self.profile.valid_examples,
-                seen_items=self.file.suite.seen_items,
-            ),
+            examples=self._examples(budget),
             method=name,
             revision=method.revision,
             params=self.memo.of_stage(method, params, stage),
             stage=stage,
             seed=seed,
             machine=machine,
-            budget=budget.budget(),
+            budget=self.memo.same(budget.budget()),
             train_share=self._share,
         )
 
     def _prepare(self, spec: PrepareSpec) -> PrepareCell:
         preparer = PREPARERS.get(spec.what)
-        params = self._validated(preparer.Params, spec.params, f"preparation '{spec.what}'")
+        what = f"preparation '{spec.what}'"
+        params = self.memo.of_spec(spec, "", lambda: self._validated(preparer.Params, spec.params, what))
         place = (*self._place, spec.what, id(params))
         if place in self.memo.prepared:
             return self.memo.prepared[place]
@@ -783,7 +809,7 @@ class _Builder:
             try:
                 self.memo.fingerprints[key] = preparer.fingerprint(params)
             except UsageError as error:
-                raise self.file.error(self.where, f"preparation '{spec.what}': {error}") from error
+                raise self.file.error(self.where, f"{what}: {error}") from error
         self.memo.prepared[place] = PrepareCell(
             label=f"prepare {spec.what} · {self._learned}" + ("" if self._share is None else f" · seed {self.seed}"),
             data=self.data,
@@ -792,7 +818,7 @@ class _Builder:
             revision=preparer.revision,
             params=self.memo.dump(params),
             fingerprint=self.memo.fingerprints[key],
-            machine=self._machine,
+            machine=self._machine(),
             train_share=self._share,
         )
         return self.memo.prepared[place]
@@ -819,8 +845,12 @@ class _Builder:
             method = RECOMMENDERS.get(spec.method)
         except UnknownNameError as error:
             raise self.file.error(self.where, f"{asker} requires another method: {error}") from error
-        shared = {} if spec.method == asker else shared_params(self.file, self.profile, method)
-        params = self._validated(method.FitParams, merged(shared, spec.params), f"required {spec.method}")
+
+        def validated() -> Params:
+            shared = {} if spec.method == asker else shared_params(self.file, self.profile, method)
+            return self._validated(method.FitParams, merged(shared, spec.params), f"required {spec.method}")
+
+        params = self.memo.of_spec(spec, asker, validated)
         # An earlier stage of the entry's own method is called as the entry is: ablations train many of them.
         return self.fit(spec.method, params, spec.stage, None if spec.method == asker else spec.method)
 
@@ -843,9 +873,17 @@ class _Builder:
             )
         return found
 
-    @property
-    def _machine(self) -> Machine:
-        return Machine(self.profile.device, self.profile.threads)
+    def _machine(self, devices: int = 1) -> Machine:
+        return self.memo.same(Machine(self.profile.device, self.profile.threads, devices))
+
+    def _examples(self, budget: StageBudget) -> ExampleSettings:
+        settings = ExampleSettings(
+            max_history=self.file.suite.max_history,
+            train_examples=budget.train_examples,
+            valid_examples=self.profile.valid_examples,
+            seen_items=self.file.suite.seen_items,
+        )
+        return self.memo.same(settings)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from json.encoder import encode_basestring
 from typing import Any
 
+_TEXT = frozenset({str})
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -36,13 +37,20 @@ class _Writer:
         self._scalar = self._encoder(",")
 
     def text(self, value: Any, level: int) -> str:
-        if isinstance(value, str):
+        kind = type(value)
+        if kind is str:
             return encode_basestring(value)
+        if kind is int:
+            return str(value)
+        if kind is list and not value:
+            return "[]"
         if not value or not isinstance(value, dict | list | tuple):
             return self._scalar(value)
         outer = "\n" + " " * (self._indent * level)
         inner = outer + " " * self._indent
         inside = value.values() if isinstance(value, dict) else value
+        if kind is list and _TEXT.issuperset(map(type, value)):
+            return f"[{inner}{f',{inner}'.join(map(encode_basestring, value))}{outer}]"
         if _PLAIN.issuperset(map(type, inside)):
             flat = self._encoder(f",{inner}")(value)
             return f"{flat[0]}{inner}{flat[1:-1]}{outer}{flat[-1]}"

@@ -26,13 +26,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from flr_bench.errors import DamagedFileError, FlrBenchError
 from flr_bench.runner.cell import Cell
@@ -100,7 +101,7 @@ def read_json(path: Path) -> Any:
         DamagedFileError: it is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return from_json(path.read_bytes())
     except (OSError, ValueError) as error:
         what = "its folder" if path.parent.parent.name == "cells" else "it"  # a cell is whole or not at all
         raise DamagedFileError(f"{path} cannot be read ({error}); remove {what} and run again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -197,7 +198,7 @@ def resolve_seeds(value: int | Iterable[int]) -> tuple[int, ...]:
         raise ValueError("at least one seed is needed")
     if any(seed < 0 for seed in seeds):
         raise ValueError("a seed cannot be negative")
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    twice = sorted(seed for seed, count in Counter(seeds).items() if count > 1)
     if twice:
         raise ValueError(f"seed {twice[0]} is given twice")
     return seeds

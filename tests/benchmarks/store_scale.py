@@ -28,6 +28,8 @@ from tests.benchmarks.measuring import ROOT, machine
 PLUGIN = ROOT / "tests" / "plugin"
 LINKS_AT_MOST = 30_000
 EXAMPLES = 200
+REPEATS = 3
+"""How often a step with a limit is run; the fastest counts."""
 LIMIT = 10.0
 """Seconds that a command may take."""
 
@@ -324,7 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_step("tables", folder, count)
             run_step("resume", folder, count)
             for step in STEPS:
-                rows.append(run_step(step, folder, count))
+                taken = [run_step(step, folder, count) for _ in range(REPEATS if STEPS[step][2] else 1)]
+                rows.append(min(taken, key=lambda row: row.seconds))  # other programs can only add
                 say(f"{rows[-1].step}: {rows[-1].cells:,} cells, {seconds(rows[-1].seconds)}")
     sys.stdout.write(as_markdown(rows) + "\n")
     if chosen.out is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.registry import RECOMMENDERS
-from flr_bench.runner.cell import FitCell, RankCell
+from flr_bench.runner.cell import FitCell, RankCell, canonical_json
 from flr_bench.runner.plan import Plan, Selection, make_plan
 from flr_bench.runner.suite import bundled_suites, load_suite
 
@@ -51,6 +52,13 @@ def test_cells_are_shared_and_in_an_order_that_can_run(make: Callable[..., Plan]
     fits = [cell for cell in plan.cells if isinstance(cell, FitCell)]
     # per seed one sft and two rl (rewards a and b) cells; fake_counts is row and assistant at once
     assert sorted(cell.stage for cell in fits) == ["fit", "rl", "rl", "rl", "rl", "sft", "sft"]
+
+
+def test_a_hash_is_that_of_the_inputs_as_canonical_json(make: Callable[..., Plan]) -> None:
+    cells = make().cells
+    assert {cell.kind for cell in cells} == {"fit", "rank"}
+    for cell in cells:
+        assert hashlib.sha256(canonical_json(cell.inputs).encode()).hexdigest().startswith(cell.hash)
 
 
 def test_the_record_names_the_cells_behind_each_row(make: Callable[..., Plan]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from flr_bench.cli import app
 from flr_bench.data import filtering
 from flr_bench.data.imports import import_data, make_source
 from flr_bench.registry import PREPARERS
-from flr_bench.runner.cell import FitCell
+from flr_bench.runner.cell import FitCell, canonical_json
 from flr_bench.runner.listing import resolved, resolved_text, summarise
 from flr_bench.runner.plan import Plan, make_plan
 from flr_bench.runner.suite import SuiteFile, bundled_suites, load_suite
@@ -59,6 +60,8 @@ def plan_of(name: str, profile: str, cache: Path) -> Plan:
 def test_every_profile_can_be_planned(name: str, profile: str, cache: Path, anywhere: None) -> None:
     assert anywhere is None
     plan = plan_of(name, profile, cache)
+    for cell in plan.cells:
+        assert hashlib.sha256(canonical_json(cell.inputs).encode()).hexdigest().startswith(cell.hash)
     record = plan.record()
     labels = {row["label"] for row in record["rows"]}
     assert all({contrast["of"], contrast["against"]} <= labels for contrast in record["contrasts"])
