@@ -237,7 +237,7 @@ def test_readme_has_two_self_contained_command_lines() -> None:
         assert steps[:2] == ["python3 -m venv .venv", ".venv/bin/pip install torch==2.13.0"]
         assert steps[2].startswith(".venv/bin/pip install -c constraints.txt -e ")
     assert lines[0].endswith(".venv/bin/flr-bench run --suite main")
-    assert lines[1].endswith(".venv/bin/python -m pytest")
+    assert lines[1].endswith(".venv/bin/python -m pytest -n 2")
     assert str(pins()["torch"]) == "2.13.0"
 
 
