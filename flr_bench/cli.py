@@ -51,6 +51,7 @@ from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
 from flr_bench.commands.suites import suites_app
+from flr_bench.commands.trace import trace
 from flr_bench.commands.track import track_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
@@ -371,6 +372,7 @@ app.command()(explain)
 app.command()(reproduce)
 app.command()(score)
 app.command()(refresh)
+app.command()(trace)
 
 
 @app.command()
