@@ -202,6 +202,9 @@ def _key(title: str) -> str:
 def _meaning(manifest: Json, place: _Place, row: str) -> tuple[tuple[str, ...], str | None]:
     """The labels behind a number and the metric it is made of; ``None`` where no metric of the cells gives it."""
     labels = {str(entry["label"]) for entry in manifest["rows"]}
+    crossed = f"{row} · {place.title}"
+    if crossed in labels:  # a column for each decoding
+        return (crossed,), _key(place.metric or str(manifest["primary"]))
     pair = tuple(row.split(AGAINST)) if row not in labels else (row,)
     if len(pair) == 1 and pair[0] not in labels:  # a line about a part of a row: its longest label
         within = [label for label in labels if row.startswith(f"{label} · ")]
