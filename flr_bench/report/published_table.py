@@ -156,8 +156,9 @@ def long_table(files: Sequence[PublishedFile]) -> Table:
         source, setting = file.source, file.setting
         for row in file.rows:
             for key, figures in row.figures.items():
-                told = (source.text, source.reference, source.kind, source.place, file.data[key].title, setting.data)
-                told += (setting.hits, setting.backbone, setting.search, row.label, row.reasoner, row.decoding)
+                origin = (source.text, source.reference, source.kind, source.place, file.data[key].title)
+                how = (setting.data, setting.hits, setting.backbone, setting.search)
+                told = (*origin, *how, row.label, row.reasoner, row.decoding)
                 for metric, value in figures.items():
                     body.append((*(Entry(text or "") for text in (*told, metric)), Entry(value=value)))
     return Table("published", "Published figures", "", columns, tuple(body))
