@@ -91,7 +91,9 @@ def _own_words(row: Row, hits: str, backbone: str) -> tuple[Entry, ...]:
 
 def _own(view: SuiteView, row: Row, data: str, metrics: Sequence[str], hits: str) -> Iterator[Entry]:
     ending = "_title" if hits == "title" else ""
-    return (mean_entry(over_summary(view, row, data, metric + ending)) for metric in metrics)
+    for metric in metrics:
+        name = metric + ending
+        yield mean_entry(over_summary(view, row, data, name)) if _has(view, data, name) else Entry()
 
 
 def _own_backbone(view: SuiteView) -> str:

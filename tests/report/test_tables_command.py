@@ -150,7 +150,7 @@ def test_refresh_without_folders_covers_everything_published(place: Path) -> Non
     done = call("refresh", "--check")
     assert done.stderr.splitlines() == [
         "left as it is: cost.*, training.* and figures: flr-bench tables, from the store",
-        "left as it is: results/simulations: python -m flr_bench.report.error_rates",
+        "left as it is: results/simulations: rates and pictures by python -m flr_bench.report.error_rates",
         "left as it is: results/tuning: flr-bench tune, from its store",
     ]
     manifest = place / "results/second/cpu/manifest.json"
