@@ -99,7 +99,8 @@ class Row:
     """One row of a suite: a method with stages, decoding and possibly a control.
 
     A row under a condition says which (:attr:`condition`, :attr:`condition_kind` ``history``, ``train_share`` or
-    ``transfer``) and names the row that it is compared with (:attr:`undisturbed`).
+    ``transfer``) and names the row that it is compared with (:attr:`undisturbed`).  A row that is a point of a grid
+    has its values by name (:attr:`point`).
     """
 
     label: str
@@ -112,6 +113,7 @@ class Row:
     condition: str | None = None
     condition_kind: str = ""
     undisturbed: str = ""
+    point: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_control(self) -> bool:
@@ -499,6 +501,7 @@ def _row(raw: Json) -> Row:
         condition=condition.get("text"),
         condition_kind=condition.get("kind", ""),
         undisturbed=condition.get("undisturbed", ""),
+        point=raw.get("point") or {},
     )
 
 

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ROUNDING = 1e-15
+"""A smaller difference of two means is none."""
+
 
 # ---------------------------------------------------------------- table
 def search_table(found: SearchData) -> Table:
@@ -139,7 +142,10 @@ def _quality_entry(row: SearchRow, mask: Bools, metric: str) -> Entry:
 
 def _difference_entry(row: SearchRow, exact: SearchRow, mask: Bools, metric: str) -> Entry:
     d = None if row.beams is None else difference(row, exact, mask, metric)
-    return Entry() if d is None else Entry(value=d.mean, low=d.low, high=d.high)
+    if d is None:
+        return Entry()
+    # Equal means differ by what rounding leaves, which depends on the versions of libraries.
+    return Entry(value=d.mean if abs(d.mean) > ROUNDING else 0.0, low=d.low, high=d.high)
 
 
 def _model_notes(model: str, rows: Sequence[SearchRow], mask: Bools | None) -> Iterator[str]:
