@@ -19,7 +19,19 @@ from flr_bench.lm.prompt import PromptTemplate, template
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData
 
-__all__ = ["DataView", "Line", "Section", "ShownExample", "as_text", "tokenizer_of", "view"]
+__all__ = [
+    "DataView",
+    "Line",
+    "Section",
+    "ShownExample",
+    "as_text",
+    "leakage_section",
+    "preparation_section",
+    "size_section",
+    "terms_section",
+    "tokenizer_of",
+    "view",
+]
 
 HISTORY_SHOWN = 10
 """Items of a history in the examples shown, the latest."""
@@ -99,9 +111,9 @@ def view(data: PreparedData, name: str, *, tokenizer: Any = None, prompt: str = 
     sections = (
         _size(manifest, data),
         _lengths(data, tokenizer, prompt),
-        _preparation(manifest),
-        _leakage(manifest),
-        _terms(manifest),
+        preparation_section(manifest),
+        leakage_section(manifest),
+        terms_section(manifest),
     )
     shown = tuple(_shown(getattr(data, part), part, data.catalog, chosen) for part in PARTS_SHOWN)
     return DataView(name, str(about.get("title", name)), sections, shown, prompt)
@@ -149,7 +161,8 @@ def as_text(shown: DataView) -> Iterator[tuple[str, bool]]:
 
 
 # ---------------------------------------------------------------- sections
-def _size(manifest: Mapping[str, Any], data: PreparedData) -> Section:
+def size_section(manifest: Mapping[str, Any]) -> Section:
+    """How many users, items and examples there are, from the manifest alone."""
     found = _Reader(manifest)
     lines = [
         found.number("users", "statistics.users"),
@@ -167,12 +180,17 @@ def _size(manifest: Mapping[str, Any], data: PreparedData) -> Section:
     for part in PARTS_SHOWN:
         lines.append(found.number(f"{part} examples", f"statistics.parts.{part}.examples"))
         lines.append(found.number("... of users", f"statistics.parts.{part}.users"))
+    return Section("Size", tuple(line for line in lines if line is not None))
+
+
+def _size(manifest: Mapping[str, Any], data: PreparedData) -> Section:
+    lines = list(size_section(manifest).lines)
     if manifest.get("times", "seconds") == "seconds":
         first, last = int(data.all_interactions.timestamps[0]), int(data.all_interactions.timestamps[-1])
         lines.append(Line("first and last interaction", f"{day(first)} to {day(last)}"))
     else:
         lines.append(Line("times", f"none; the {manifest['times']} stands for time"))
-    return Section("Size", tuple(line for line in lines if line is not None))
+    return Section("Size", tuple(lines))
 
 
 def _lengths(data: PreparedData, tokenizer: Any, prompt: str) -> Section:
@@ -194,7 +212,8 @@ def _lengths(data: PreparedData, tokenizer: Any, prompt: str) -> Section:
     return Section("Lengths", tuple(lines))
 
 
-def _preparation(manifest: Mapping[str, Any]) -> Section:
+def preparation_section(manifest: Mapping[str, Any]) -> Section:
+    """What was left out, how it was split and what the source remarks."""
     recipe = manifest.get("recipe", {})
     lines = [
         Line(heading, _settings(recipe[name]))
@@ -231,7 +250,8 @@ _OF_A_TARGET = {
 }
 
 
-def _leakage(manifest: Mapping[str, Any]) -> Section:
+def leakage_section(manifest: Mapping[str, Any]) -> Section:
+    """What test and valid examples give away, and what a reader should conclude."""
     found = _Reader(manifest)
     lines: list[Line | None] = []
     for part in ("test", "valid"):
@@ -278,7 +298,8 @@ def _verdicts(manifest: Mapping[str, Any]) -> Iterator[str]:
             yield f"{counted['share']:.1%} of the test targets {meaning}."
 
 
-def _terms(manifest: Mapping[str, Any]) -> Section:
+def terms_section(manifest: Mapping[str, Any]) -> Section:
+    """Licence, citation and checksum."""
     about = manifest.get("source", {})
     lines = [
         Line(name, str(about[key])) for name, key in (("licence", "license"), ("citation", "citation")) if key in about
