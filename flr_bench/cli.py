@@ -44,9 +44,11 @@ from flr_bench.commands.options import (
     Track,
     UntilConverged,
     Workers,
+    keep_matplotlib_in,
 )
 from flr_bench.commands.plan import plan
 from flr_bench.commands.refresh import refresh
+from flr_bench.commands.report import report
 from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
@@ -250,7 +252,7 @@ def inspect_search(
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
-    _keep_matplotlib_in(cache)
+    keep_matplotlib_in(cache)
     files = write_search(runs, results, session.plan.file.suite.version, profile)
     for tracker in trackers:
         tracker.log_files(files, results)
@@ -287,7 +289,7 @@ def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Pat
         return []
     from flr_bench.report import summary_table, write_tables
 
-    _keep_matplotlib_in(folders.cache)
+    keep_matplotlib_in(folders.cache)
     suite, profile = session.plan.file.suite.version, session.plan.profile_name
     files = write_tables(folders.runs, folders.results, [suite], profile)
     note_tables(session, folders.results)
@@ -360,7 +362,7 @@ def tables(
 
     Store(runs)
     ensure_writable(results, "results", "--results")
-    _keep_matplotlib_in(cache)
+    keep_matplotlib_in(cache)
     chosen = None if parts is None else [name.strip() for name in parts.split(",")]
     for path in write_tables(runs, results, suite or None, profile, chosen):
         typer.echo(path)
@@ -371,6 +373,7 @@ app.command()(explain)
 app.command()(reproduce)
 app.command()(score)
 app.command()(refresh)
+app.command()(report)
 
 
 @app.command()
@@ -455,11 +458,6 @@ def check(
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(0 if report.ok else 1)
-
-
-def _keep_matplotlib_in(cache: Path) -> None:
-    """Its list of fonts belongs to the cache, not to the user's home."""
-    os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))
 
 
 def _say(text: str) -> None:

@@ -51,6 +51,11 @@ def complete_download(incomplete: str) -> list[str]:
     return [name for name in all_downloads() if name.startswith(incomplete)]
 
 
+def keep_matplotlib_in(cache: Path) -> None:
+    """Its list of fonts belongs to the cache, not to the user's home."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))
+
+
 def parse_workers(text: str | int) -> int:
     """A number of workers, or ``auto``, which is 0 (:data:`flr_bench.runner.session.AUTO`)."""
     if text == "auto":

@@ -54,6 +54,21 @@ def refresh(folder: Path) -> Refreshed:
             other code ranked some rows.
         DamagedFileError: a file cannot be read, a cell has no ranks, or ranks and manifest contradict each other.
     """
+    view, manifest = published_view(folder)
+    _check_summaries(folder, view)
+    files = table_files(view, QUALITY)
+    files["manifest.json"] = json_bytes({**manifest, "files": {**manifest["files"], **checksums(files)}})
+    changed = tuple(name for name, content in sorted(files.items()) if not _holds(folder / name, content))
+    return Refreshed(folder, files, changed)
+
+
+def published_view(folder: Path) -> tuple[SuiteView, Json]:
+    """A published suite as the tables see it, and its manifest.
+
+    Raises:
+        UsageError: there is nothing published, or it cannot be read without the store.
+        DamagedFileError: a file cannot be read or says too little.
+    """
     path = folder / "manifest.json"
     if not path.is_file():
         raise UsageError(
@@ -63,12 +78,7 @@ def refresh(folder: Path) -> Refreshed:
     if absent := [key for key in NEEDED if key not in manifest]:
         raise DamagedFileError(f"{path} says nothing of {', '.join(absent)}; get the folder anew")
     _refuse_what_needs_the_store(folder, manifest)
-    view = SuiteView(PublishedReader(folder, manifest), _record(manifest))
-    _check_summaries(folder, view)
-    files = table_files(view, QUALITY)
-    files["manifest.json"] = json_bytes({**manifest, "files": {**manifest["files"], **checksums(files)}})
-    changed = tuple(name for name, content in sorted(files.items()) if not _holds(folder / name, content))
-    return Refreshed(folder, files, changed)
+    return SuiteView(PublishedReader(folder, manifest), _record(manifest)), manifest
 
 
 class PublishedReader(StoreReader):
