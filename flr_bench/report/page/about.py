@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flr_bench.report.page.tables import FAMILIES
@@ -52,6 +52,14 @@ def method_table(view: SuiteView) -> Table:
         body.append((Entry(name), Entry(FAMILIES.get(family, family)), Entry(line), Entry(paper)))
     columns = (Column("method", "Method"), Column("kind", "What it is"), Column("how", "How"), Column("paper", "Source"))
     return Table("methods", "Methods", "", columns, tuple(body))
+
+
+def who(methods: Collection[str]) -> list[tuple[str, str]]:
+    """What some methods are, in a line each, as far as they are registered here."""
+    from flr_bench.registry import RECOMMENDERS
+    from flr_bench.runner.describe import first_line
+
+    return [(name, first_line(method).rstrip(".")) for name, method in RECOMMENDERS if name in methods]
 
 
 def label_parts(view: SuiteView) -> list[tuple[str, str]]:

@@ -1,8 +1,10 @@
 """The answer of a page in three sentences, made from the numbers: which is best, does FLR win, what matters.
 
 Nothing is said that was not tested, and no rival is picked by its result.  The row with the highest mean *is*
-picked by its result; so what is said of it is corrected for every pair of rows that might have been picked
-(Bonferroni), which holds whichever row comes out on top.
+picked by its result, so nothing is claimed of it; said is instead which rows can be *ruled out* as best (multiple
+comparisons with the best, Hsu 1981): row i of k is, if some row is better than it at one-sided 5 % / (k - 1).  The row
+that is truly best is then ruled out in at most 5 of 100 studies, whichever row came out on top: that needs some of
+its k - 1 comparisons to err, and each does with at most 5 % / (k - 1).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from flr_bench.report.tables import metric_title, over_summary, reference_row
 SHOWN = 0.05
 """A corrected probability up to this counts as shown."""
 BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "no difference shown", "not computed yet"
-NAMED = 4
+NAMED = 8
 """Rows that a sentence names at most; more are counted."""
 
 Seconds = Callable[[str], float | None]
@@ -35,7 +37,7 @@ class Standing:
         row: the row.
         mean: its metric, ``None`` while a run is missing.
         behind: the leader minus this row; ``None`` for the leader itself and for rows with missing runs.
-        p: probability of so large a difference if there is none, corrected for all pairs of rows.
+        p: one-sided probability of so large a difference if this row were the best, corrected for all other rows.
     """
 
     row: Row
@@ -44,8 +46,8 @@ class Standing:
     p: float | None = None
 
     @property
-    def is_told_apart(self) -> bool:
-        """Whether the row is shown to be below the leader."""
+    def is_ruled_out(self) -> bool:
+        """Whether the row is shown not to be the best."""
         return self.p is not None and self.p <= SHOWN
 
 
@@ -61,6 +63,7 @@ class Answer:
         rivals: that row minus each of its rivals.
         parts: of each suite that varies FLR, its reference minus every other row.
         sentences: three of them.
+        cheapest: the row that took the least time of those not ruled out as best; ``None`` where no time is known.
     """
 
     data: str
@@ -70,6 +73,14 @@ class Answer:
     rivals: tuple[Comparison, ...]
     parts: tuple[Comparison, ...]
     sentences: tuple[str, str, str]
+    cheapest: Row | None
+
+    @property
+    def named(self) -> tuple[Row, ...]:
+        """The rows that the sentences are about, each once."""
+        focus = [s.row for s in self.standings if s.row.label == self.focus]
+        found = [*([self.leader.row] if self.leader else []), *focus, *([self.cheapest] if self.cheapest else [])]
+        return tuple({row.label: row for row in found}.values())
 
 
 def answer(view: SuiteView, data: str, ablations: SuiteView | None, seconds: Seconds) -> Answer:
@@ -86,12 +97,13 @@ def answer(view: SuiteView, data: str, ablations: SuiteView | None, seconds: Sec
     focus, rivals = _focus(view, data)
     parts = taken_out(ablations, data) if ablations is not None and data in ablations.data else ()
     metric = metric_title(view.primary)
+    cheapest = _cheapest(standings, seconds)
     sentences = (
         _best(view, data, leader, standings, metric),
         _against_rivals(focus, rivals, metric),
-        f"{_matters(parts, ablations)} {_costs(leader, standings, focus, seconds)}".strip(),
+        f"{_matters(parts, ablations)} {_costs(cheapest, focus, seconds)}",
     )
-    return Answer(data, leader, standings, focus, rivals, parts, sentences)
+    return Answer(data, leader, standings, focus, rivals, parts, sentences, cheapest)
 
 
 def verdict(comparison: Comparison) -> str:
@@ -125,10 +137,10 @@ def _standings(view: SuiteView, data: str) -> tuple[Standing, ...]:
     missing = [s for s in found if s.mean is None]
     if not ranked:
         return tuple(missing)
-    pairs = len(rows) * (len(rows) - 1) // 2
+    others = len(rows) - 1
     behind = compare(view, [(ranked[0].row.label, s.row.label) for s in ranked[1:]], data, view.primary)
     rest = [
-        Standing(s.row, s.mean, c, None if c.p is None else min(1.0, c.p * pairs))
+        Standing(s.row, s.mean, c, None if c.difference is None else min(1.0, c.difference.p_greater * others))
         for s, c in zip(ranked[1:], behind, strict=True)
     ]
     return (ranked[0], *rest, *missing)
@@ -156,6 +168,12 @@ def _with_rival(view: SuiteView, comparison: Comparison) -> bool:
     return own is not None and is_rival(own, view.row(comparison.against))
 
 
+def _cheapest(standings: Sequence[Standing], seconds: Seconds) -> Row | None:
+    level = [s.row for s in standings if s.mean is not None and not s.is_ruled_out]
+    costs = {row.label: spent for row in level if (spent := seconds(row.label)) is not None}
+    return min((row for row in level if row.label in costs), key=lambda row: costs[row.label], default=None)
+
+
 # ---------------------------------------------------------------- what is said
 def _best(
     view: SuiteView, data: str, leader: Standing | None, standings: Sequence[Standing], metric: str
@@ -166,19 +184,17 @@ def _best(
     between = "" if found is None else f" (95 % interval {number(found.low, 4)} to {number(found.high, 4)})"
     said = f"On {data} the highest mean {metric} is that of {leader.row.label}, {number(leader.mean or 0.0, 4)}{between}"
     others = [s for s in standings if s is not leader]
-    open_ = [s for s in others if s.mean is not None and not s.is_told_apart]
+    open_ = [s.row.label for s in others if s.mean is not None and not s.is_ruled_out]
     missing = sum(s.mean is None for s in others)
-    gap = f"; {missing} more lack runs" if missing else ""
+    gap = f" ({missing} more lack runs)" if missing else ""
     if not others:
         return f"{said}, the only row."
     if not open_ and not missing:
-        return f"{said}, and each of the {len(others)} other rows is shown to be below it."
+        return f"{said}, and each of the {len(others)} other rows is ruled out as best."
     if len(open_) == len(others):
-        return f"{said}, but no difference to any of the {len(others)} other rows could be shown: it may be chance."
-    return (
-        f"{said}, but for {len(open_)} of the {len(others)} other rows no difference to it could be shown "
-        f"({_names([s.row.label for s in open_])}){gap}."
-    )
+        return f"{said}, but none of the {len(others)} other rows can be ruled out as best: it may be chance."
+    may = "may be as good" if open_ else "was compared"
+    return f"{said}, but {len(open_)} of the {len(others)} other rows{gap} {may}: {_names(open_, 4)}."
 
 
 def _against_rivals(focus: str, rivals: Sequence[Comparison], metric: str) -> str:
@@ -233,19 +249,13 @@ def _lowers(comparisons: Sequence[Comparison]) -> str:
     return "lowers" if len(comparisons) == 1 else "lower"
 
 
-def _costs(leader: Standing | None, standings: Sequence[Standing], focus: str, seconds: Seconds) -> str:
-    if leader is None:
-        return "costs are below."
-    level = [s for s in standings if s.mean is not None and not s.is_told_apart]
-    costs = {s.row.label: spent for s in level if (spent := seconds(s.row.label)) is not None}
-    if not costs:
-        return "what each row cost was not measured here."
-    cheapest = min(costs, key=lambda label: costs[label])
+def _costs(cheapest: Row | None, focus: str, seconds: Seconds) -> str:
+    spent = None if cheapest is None else seconds(cheapest.label)
+    if cheapest is None or spent is None:
+        return "what the rows cost was not measured here."
+    said = f"the cheapest row that is not ruled out as best is {cheapest.label}, with {duration(spent)} to train and rank"
     own = seconds(focus) if focus else None
-    said = f"the cheapest row not told from the best is {cheapest} with {duration(costs[cheapest])} to train and rank"
-    if own is None or focus == cheapest:
-        return f"{said}."
-    return f"{said}, where {focus} takes {duration(own)}."
+    return f"{said}." if own is None or focus == cheapest.label else f"{said}, where {focus} takes {duration(own)}."
 
 
 # ---------------------------------------------------------------- words
@@ -272,9 +282,9 @@ def _relative(comparison: Comparison) -> str:
     return percent(difference.relative.value, signed=True)
 
 
-def _names(labels: Sequence[str]) -> str:
-    shown = list(labels[:NAMED]) if len(labels) > NAMED + 1 else list(labels)
-    rest = [f"{len(labels) - NAMED} more"] if len(labels) > len(shown) else []
+def _names(labels: Sequence[str], most: int = NAMED) -> str:
+    shown = list(labels[:most]) if len(labels) > most + 1 else list(labels)
+    rest = [f"{len(labels) - most} more"] if len(labels) > len(shown) else []
     listed = shown + rest
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
 

@@ -43,7 +43,8 @@ class DataPart:
         parts: which part of FLR matters, one table a suite.
         metrics: the main table, then the strata.
         cost: measured times and memory; ``None`` where there are none.
-        notes: what is missing.
+        notes: whether FLR beats all of its rivals.
+        missing: what is missing.
         pictures: the figures.
         left_out: titles of figures that would make the page too large.
         facts: the data set itself, leakage among them.
@@ -60,6 +61,7 @@ class DataPart:
     metrics: tuple[Table, ...]
     cost: Table | None
     notes: tuple[str, ...]
+    missing: tuple[str, ...]
     pictures: tuple[Picture, ...]
     left_out: tuple[str, ...]
     facts: tuple[Section, ...]
@@ -102,12 +104,14 @@ def report_page(source: Source) -> str:
     view = source.view
     room = MOST_PICTURES // max(len(view.data), 1)
     varies = reference_row(view) is not None
+    parts = [_data_part(source, data, room) for data in view.data]
     return rendered(
         "report.html",
         view=view,
         metric=metric_title(view.primary),
         question=VARYING_QUESTION if varies else QUESTION,
-        parts=[_data_part(source, data, room) for data in view.data],
+        parts=parts,
+        who=about.who({row.method for part in parts for row in part.answer.named}),
         methods=about.method_table(view),
         labels=about.label_parts(view),
         controls=[row.label for row in view.rows if row.is_control],
@@ -154,7 +158,8 @@ def _data_part(source: Source, data: str, room: int) -> DataPart:
         parts=tuple(_parts(source, data, metric)),
         metrics=(main_table(view, data), strata_table(view, data)),
         cost=source.cost(data),
-        notes=(*beats_all_notes(view, found.rivals), *missing_notes(view, data)),
+        notes=beats_all_notes(view, found.rivals),
+        missing=missing_notes(view, data),
         pictures=kept,
         left_out=left_out,
         facts=tuple(

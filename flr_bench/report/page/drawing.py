@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from flr_bench.report.figures import FIGURES, rendered
 from flr_bench.report.page.pictures import Picture, picture
 from flr_bench.report.reading import SuiteView
 from flr_bench.report.tables import metric_title
 
-TITLES = {
-    "quality": ("Quality", "{metric} of every row with its 95 % interval; one line per model, one mark per decoding"),
-    "cost": ("Quality against cost", "{metric} against the seconds to train and rank"),
-    "curves": ("Training curves", "what was watched and minimised, epoch by epoch"),
-    "search": ("What beam search misses", "items of the true top list that a beam search lacks, by number of beams"),
-}
+MORE_TITLES = {"search": "What beam search misses"}
+"""Of published figures that are of no suite's rows."""
+FROM_RANKS = ("quality",)
+"""Kinds whose words need nothing but the ranks."""
 
 
 def drawn(view: SuiteView, data: str) -> list[Picture]:
     """Every figure that the finished cells allow."""
-    from flr_bench.report.figures import draw_figures
-
+    found = {name: rendered(partial(kind.draw, view, data)) for name, kind in FIGURES.items()}
     return [
-        picture(name, data, *described(view, data, name), formats["svg"])
-        for name, formats in draw_figures(view, data).items()
+        picture(name, data, FIGURES[name].title, FIGURES[name].says(view, data), formats["svg"])
+        for name, formats in found.items()
+        if formats
     ]
 
 
 def described(view: SuiteView, data: str, name: str) -> tuple[str, str]:
-    """Title and words of a figure by its name."""
-    title, says = TITLES.get(name, (name.replace("_", " ").capitalize(), "drawn from the same numbers as the tables"))
-    return title, f"On {data}: {says.format(metric=metric_title(view.primary))}. The numbers stand in the tables."
+    """Title and words of a published figure; what its numbers are is told where ranks alone give them."""
+    kind = FIGURES.get(name)
+    title = kind.title if kind else MORE_TITLES.get(name, name.replace("_", " ").capitalize())
+    if kind and name in FROM_RANKS:
+        return title, kind.says(view, data)
+    return title, f"{metric_title(view.primary)} is the quality shown; {data}, as published. The tables have the numbers."

@@ -255,9 +255,9 @@ TITLES = {
 
 
 def _cost_column(name: str, spread: bool) -> Column:
-    whole = name.startswith(("parameters", "peak"))
+    counted = name.startswith("parameters")
     title = TITLES.get(name, name.replace("_", " ").capitalize())
-    return Column(name, title, "mean" if spread else "number", digits=0 if whole else 1)
+    return Column(name, title, "number" if counted or not spread else "mean", digits=0 if counted or "mib" in name else 1)
 
 
 def _cost_entry(record: Mapping[str, str], name: str) -> Entry:

@@ -17,7 +17,7 @@ KEPT = ("difference", "relative_percent", "seeds", "p_holm", "detectable")
 """The columns of differences that a reader needs to judge one."""
 FAMILIES: Mapping[str, str] = {
     "floor": "simple rule",
-    "sequential": "sequential recommender, no language model",
+    "sequential": "sequential recommender",
     "llm": "language model",
     "external": "ranked by other code",
 }
@@ -31,19 +31,21 @@ def standings_table(view: SuiteView, found: Answer, seconds: Seconds) -> Table:
         Column("kind", "What it is"),
         Column(view.primary, metric, "mean", ranked=1),
         Column("behind", "Behind the first [95 % interval]", "interval"),
-        Column("p", "p (all pairs)", "number", least=1e-4),
-        Column("verdict", "Told from the first?"),
-        Column("seconds", "Seconds to train and rank", "number", digits=1),
+        Column("p", "p of being best", "number", least=1e-4),
+        Column("verdict", "May be the best?"),
+        Column("seconds", "Train + rank s", "number", digits=1),
     )
     body = [_standing(view, found, standing, seconds) for standing in found.standings]
-    pairs = len(found.standings) * (len(found.standings) - 1) // 2
+    others = len(found.standings) - 1
     table = Table(
         f"standings-{found.data}",
         f"All methods on {found.data}, best first",
         f"Mean ± standard deviation over seeds. {seed_words(view, found.data)} The first row was picked by its result, so "
-        f"p is corrected for all {pairs} pairs of rows (Bonferroni): up to 0.05 a row is told from the first. Rows are "
-        "models with their stages and the rule that decodes titles; controls do not compete. Seconds are those of one "
-        "run (mean over seeds), without what is prepared once for all.",
+        "it is not claimed to be the best; the others are ruled out as best where p, one-sided and multiplied by the "
+        f"number of other rows ({others}), is at most 0.05 (multiple comparisons with the best): so the row that is truly "
+        "best is ruled out in at most 5 of 100 such studies. Intervals are uncorrected. Rows are models with their stages "
+        "and the rule that scores titles; controls do not compete. Seconds are those of one run (mean over seeds), "
+        "without what is prepared once for all.",
         columns,
         tuple(body),
     )
@@ -54,7 +56,7 @@ def _standing(view: SuiteView, found: Answer, standing: Standing, seconds: Secon
     row, behind = standing.row, standing.behind
     difference = None if behind is None else behind.difference
     spent = seconds(row.label)
-    words = "the first" if standing is found.leader else "yes" if standing.is_told_apart else "no"
+    words = "ruled out" if standing.is_ruled_out else "yes"
     return (
         Entry(row.label),
         Entry(FAMILIES.get(row.family, row.family)),
@@ -69,10 +71,11 @@ def _standing(view: SuiteView, found: Answer, standing: Standing, seconds: Secon
 def verdict_table(key: str, title: str, comparisons: Sequence[Comparison], metric: str, caption: str) -> Table:
     """Comparisons with what they show in words; differences are the first row minus the second."""
     kept = [i for i, column in enumerate(difference_columns()) if column.key in KEPT]
+    one = len({comparison.of for comparison in comparisons}) == 1  # then the heading names it
     columns = (
-        Column("of", "Row"),
+        Column("of", "Row", csv_only=one),
         Column("against", "Against"),
-        Column("verdict", "The row is"),
+        Column("verdict", "It is" if one else "The row is"),
         *(replace(difference_columns()[i], csv_only=False) for i in kept),
     )
     body = []
