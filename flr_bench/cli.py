@@ -16,6 +16,7 @@ from flr_bench import __version__
 from flr_bench.commands.cluster import cluster_app
 from flr_bench.commands.compare import diff, explain
 from flr_bench.commands.data import data_app
+from flr_bench.commands.inspect import inspect, inspect_user
 from flr_bench.commands.options import (
     CACHE,
     MLRUNS,
@@ -82,11 +83,9 @@ app.add_typer(store_app, name="store")
 app.add_typer(suites_app, name="suites")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
-inspect_app = typer.Typer(
-    help="Look into trained models: what a score owes to the search that ranks.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+inspect_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+inspect_app.callback(invoke_without_command=True)(inspect)
+inspect_app.command("user")(inspect_user)
 app.add_typer(inspect_app, name="inspect")
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from flr_bench.commands.options import CACHE, RESULTS, RUNS, Cache, ProfileName, Results, Runs, keep_matplotlib_in
+from flr_bench.commands.options import CACHE, RESULTS, RUNS, Cache, ProfileName, RecordedSuite, Results, Runs, keep_matplotlib_in
 
 
 def report(
-    suite: Annotated[str, typer.Option("--suite", help="The suite's name, with its version if it is not the newest.")] = "main",
+    suite: RecordedSuite = "main",
     profile: ProfileName = "cpu",
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
     runs: Runs = RUNS,

@@ -25,6 +25,7 @@ __all__ = [
     "Section",
     "ShownExample",
     "as_text",
+    "harmless",
     "leakage_section",
     "preparation_section",
     "size_section",
@@ -143,21 +144,21 @@ def as_text(shown: DataView) -> Iterator[tuple[str, bool]]:
 
     Titles are foreign text: characters that would steer the terminal are replaced.
     """
-    yield _harmless(_headline(shown)), True
+    yield harmless(_headline(shown)), True
     for section in shown.sections:
         yield "", False
         yield section.title, True
         width = max((len(line.label) for line in section.lines), default=0)
         for line in section.lines:
-            yield _harmless(f"  {line.label:<{width}}  {line.text}"), False
+            yield harmless(f"  {line.label:<{width}}  {line.text}"), False
         for sentence in section.sentences:
-            yield _harmless(f"  {sentence}"), False
+            yield harmless(f"  {sentence}"), False
     yield "", False
     yield f"Three examples as a language model sees them (prompt {shown.template})", True
     for example in shown.examples:
         yield f"  {example.part}", False
-        yield from ((_harmless(f"    | {line}"), False) for line in example.prompt.rstrip("\n").split("\n"))
-        yield _harmless(f"    > {example.target}"), False
+        yield from ((harmless(f"    | {line}"), False) for line in example.prompt.rstrip("\n").split("\n"))
+        yield harmless(f"    > {example.target}"), False
 
 
 # ---------------------------------------------------------------- sections
@@ -394,5 +395,5 @@ def _plain(value: Any) -> str:
     return " / ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
