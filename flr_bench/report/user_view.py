@@ -199,18 +199,18 @@ def _main_cells(reader: StoreReader, request: UserRequest) -> list[Chosen]:
 
 
 def main_rows(view: SuiteView, data: str) -> list[Row]:
-    """The row with most named rivals and those rivals; without any, every row that competes."""
+    """The row with most named rivals and those rivals; without any, every row."""
     rivals: dict[str, list[Row]] = {}
     for of, against in declared_pairs(view):
         own, other = view.row(of), view.row(against)
         if own is not None and other is not None and is_rival(own, other):
             rivals.setdefault(of, []).append(other)
-    competing = [row for row in view.rows_on(data) if not row.is_control and row.condition is None]
+    rows = [row for row in view.rows_on(data) if row.condition is None]
     if not rivals:
-        return competing
+        return rows
     label = max(rivals, key=lambda of: len(rivals[of]))
     kept = {label, *(row.label for row in rivals[label])}
-    return sorted((row for row in competing if row.label in kept), key=lambda row: row.label != label)
+    return sorted((row for row in rows if row.label in kept), key=lambda row: row.label != label)
 
 
 def _fit_inputs(reader: StoreReader, cell: Cell) -> Json:

@@ -41,7 +41,8 @@ class DataPart:
         standings: every method, best first.
         rivals: FLR against the rivals that the suite names; ``None`` if it names none.
         parts: which part of FLR matters, one table a suite.
-        metrics: the main table, then the strata.
+        metrics: the suite's main table.
+        strata: the same within parts of the test examples.
         cost: measured times and memory; ``None`` where there are none.
         notes: whether FLR beats all of its rivals.
         missing: what is missing.
@@ -58,7 +59,8 @@ class DataPart:
     standings: Table
     rivals: Table | None
     parts: tuple[Table, ...]
-    metrics: tuple[Table, ...]
+    metrics: Table
+    strata: Table
     cost: Table | None
     notes: tuple[str, ...]
     missing: tuple[str, ...]
@@ -156,7 +158,8 @@ def _data_part(source: Source, data: str, room: int) -> DataPart:
         standings=standings_table(view, found, seconds),
         rivals=rivals,
         parts=tuple(_parts(source, data, metric)),
-        metrics=(main_table(view, data), strata_table(view, data)),
+        metrics=main_table(view, data),
+        strata=strata_table(view, data),
         cost=source.cost(data),
         notes=beats_all_notes(view, found.rivals),
         missing=missing_notes(view, data),

@@ -31,8 +31,8 @@ def standings_table(view: SuiteView, found: Answer, seconds: Seconds) -> Table:
         Column("kind", "What it is"),
         Column(view.primary, metric, "mean", ranked=1),
         Column("behind", "Behind the first [95 % interval]", "interval"),
-        Column("p", "p of being best", "number", least=1e-4),
-        Column("verdict", "May be the best?"),
+        Column("p", "p (one-sided)", "number", least=1e-4),
+        Column("verdict", "May it be the best?"),
         Column("seconds", "Train + rank s", "number", digits=1),
     )
     body = [_standing(view, found, standing, seconds) for standing in found.standings]
