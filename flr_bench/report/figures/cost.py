@@ -112,7 +112,7 @@ def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
             va="center",
             fontsize="small",
             fontweight="bold" if row.label in front else "normal",
-            arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)},
             zorder=0,
         )
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVEL = 0.05
-SHOWN, NOT_SHOWN = "difference shown (p < 0.05 after Holm's correction)", "no difference could be shown"
+SHOWN = "shown (p < 0.05 after Holm's correction)"
+NOT_SHOWN = "not shown (p ≥ 0.05 after it; intervals are uncorrected)"
 NAMED = 4
 """Differences that are named one by one in words."""
 
@@ -124,7 +125,7 @@ def _draw(axes: Axes, place: float, comparison: Comparison) -> None:
     axes.errorbar(
         found.mean, place, xerr=spread_of(found), fmt="o", color=INK, mfc=face, ms=5, lw=1.2, capsize=2, zorder=3
     )
-    text = f"{found.mean:+.4f}"
+    text = f"{found.mean:+.4f}".replace("-", "\N{MINUS SIGN}")
     axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
 
 

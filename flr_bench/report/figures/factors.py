@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flr_bench.report.figures.style import INK, headline
-from flr_bench.report.figures.thoughts import Floats, Quantity, Thinker, catalog_of, main_thinker, thinkers
+from flr_bench.report.figures.thoughts import (
+    Floats,
+    Quantity,
+    Thinker,
+    catalog_of,
+    is_untrained,
+    main_thinker,
+    thinkers,
+)
 from flr_bench.report.figures.words import figure_title, sentences
 from flr_bench.report.reading import SuiteView
 
@@ -42,7 +50,9 @@ def attention_figure(view: SuiteView, data: str) -> Figure | None:
     figure = Figure(figsize=(3.4 + steps * (0.4 + 0.42 * factors), 1.5 + 0.28 * len(labels)), layout="constrained")
     grid = figure.subplots(1, steps, squeeze=False, sharey=True)
     for step, axes in enumerate(grid.flat):
-        heat(axes, matrix[step], 0.0, 1.0, "Greys", [f"{100 * value:.0f}" for value in matrix[step].flat])
+        heat(
+            axes, matrix[step], 0.0, float(matrix.max()), "Greys", [f"{100 * value:.0f}" for value in matrix[step].flat]
+        )
         axes.set_xticks(np.arange(factors) + 0.5, [str(k + 1) for k in range(factors)])
         axes.set_xlabel("factor")
         axes.set_title(f"step {step + 1}", fontsize="medium")
@@ -107,6 +117,7 @@ def heat(axes: Axes, values: Floats, low: float, high: float, colours: str, text
     axes.collections[0].set_edgecolor("0.9")
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.grid(visible=False)
     axes.tick_params(length=0, rotation=0)
 
 
@@ -169,8 +180,7 @@ def _gates(thinker: Thinker) -> Floats | None:
 
 
 def _model_title(thinker: Thinker) -> str:
-    stages = thinker.row.stages
-    trained = "before training" if stages[-1:] == ("untuned",) else f"after {'+'.join(stages)}"
+    trained = "before training" if is_untrained(thinker) else f"after {'+'.join(thinker.row.stages)}"
     return f"{thinker.row.method}, {trained}"
 
 
@@ -186,7 +196,7 @@ def cosines_figure(view: SuiteView, data: str) -> Figure | None:
     figure = Figure(figsize=(len(found) * (0.6 + 0.5 * factors) + 0.8, 1.5 + 0.5 * factors), layout="constrained")
     grid = figure.subplots(1, len(found), squeeze=False)
     for axes, (thinker, matrix) in zip(grid.flat, found, strict=True):
-        texts = [f"{value:+.2f}" if np.isfinite(value) else "" for value in matrix.flat]
+        texts = [f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else "" for value in matrix.flat]
         heat(axes, matrix, -1.0, 1.0, "vlag", texts)
         ticks, labels = np.arange(len(matrix)) + 0.5, [str(k + 1) for k in range(len(matrix))]
         axes.set_xticks(ticks, labels)
@@ -211,7 +221,7 @@ def cosines_say(view: SuiteView, data: str) -> str:
 
 
 def _cosine_words(found: Sequence[tuple[Thinker, Floats]]) -> str:
-    before = any(thinker.row.stages[-1:] == ("untuned",) for thinker, _ in found)
+    before = any(is_untrained(thinker) for thinker, _ in found)
     return (
         "" if before else "The suite keeps no thoughts of an untrained model: there is no matrix from before training."
     )
@@ -223,8 +233,8 @@ def _cosines(thinker: Thinker) -> Floats | None:
     if cosine is None:
         return None
     last = cosine.last_step()
-    factors = int(last.other.max()) + 1
+    factors = int(last.other_factor.max()) + 1
     sums, counts = np.zeros((factors, factors)), np.zeros((factors, factors))
-    np.add.at(sums, (last.factor, last.other), last.value)
-    np.add.at(counts, (last.factor, last.other), 1)
+    np.add.at(sums, (last.factor, last.other_factor), last.value)
+    np.add.at(counts, (last.factor, last.other_factor), 1)
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)

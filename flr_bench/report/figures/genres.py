@@ -58,6 +58,7 @@ class Agreement:
 def genres_figure(view: SuiteView, data: str) -> Figure | None:
     """Left how much more of a genre a factor attends to than all do, right the agreement beside shuffled genres."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     found = _agreement(view, data)
     if found is None:
@@ -75,15 +76,13 @@ def genres_figure(view: SuiteView, data: str) -> Figure | None:
     left.set_title("attention, times that of all factors", loc="left", fontsize="medium")
     right.hist(agreement.shuffled, bins=25, color="0.8", edgecolor=QUIET, lw=0.5)
     right.axvline(agreement.bits, color=INK, lw=2.0)
-    side, shift = ("right", -4) if agreement.bits > agreement.shuffled.max() * 0.7 else ("left", 4)
-    right.annotate(
-        f"found\np = {agreement.p:.3f}", (agreement.bits, 0.97), xycoords=("data", "axes fraction"),
-        xytext=(shift, 0), textcoords="offset points", ha=side, va="top",
-    )  # fmt: skip
     right.set_xlim(left=0)
+    right.xaxis.set_major_locator(MaxNLocator(nbins=5))
     right.set_xlabel("mutual information of factor and genre, bits")
     right.set_ylabel(f"of {SHUFFLES} shuffles")
-    right.set_title("genres shuffled among items", loc="left", fontsize="medium")
+    right.set_title(
+        f"genres shuffled among items; line: as they are, p = {agreement.p:.2g}", loc="left", fontsize="medium"
+    )
     headline(figure, figure_title(view, data), f"{thinker.row.label}, seed {thinker.seed}, last step.")
     return figure
 
@@ -101,7 +100,7 @@ def genres_say(view: SuiteView, data: str) -> str:
     return (
         f"Agreement of factors and genres of the attended items for {thinker.row.label} (seed {thinker.seed}) on "
         f"{data}: {agreement.bits:.4f} bits, with genres shuffled among items {low:.4f} to {high:.4f} (95 %), "
-        f"p = {agreement.p:.3f}. Strongest among the {len(order)} most attended genres: factor {factor + 1} gives "
+        f"p = {agreement.p:.2g}. Strongest among the {len(order)} most attended genres: factor {factor + 1} gives "
         f"{agreement.names[order[genre]]} {lift.max():.2f} times the share that all factors give it."
     )
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from flr_bench.evaluation.significance import Difference
 
+ROW = 0.3
+"""Inches per row."""
 PANELS = {"popularity": "popularity of the target", "history_length": "items in the history"}
 
 
@@ -51,7 +53,7 @@ def strata_figure(view: SuiteView, data: str) -> Figure | None:
     strata = _strata(view, rows, data)
     if not strata:
         return None
-    figure = Figure(figsize=(9.5, 1.9 + 0.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9.5, 2.2 + _height(rows)), layout="constrained")
     names = list(dict.fromkeys(stratum.name for stratum in strata))
     grid = figure.subplots(1, len(names), squeeze=False, sharey=True)
     for axes, name in zip(grid.flat, names, strict=True):
@@ -92,6 +94,11 @@ def within(view: SuiteView, row: Row, data: str, stratum: Stratum) -> Difference
     if len(np.unique(users)) < 2:
         return None
     return clustered_difference(values[:, inside], np.zeros_like(values[:, inside]), users)
+
+
+def _height(rows: Sequence[Row]) -> float:
+    """Of the panels, in inches."""
+    return ROW * max(len(rows), 4)
 
 
 def _rows(view: SuiteView, data: str) -> list[Row]:
@@ -137,5 +144,7 @@ def _panel(axes: Axes, view: SuiteView, data: str, rows: Sequence[Row], strata: 
                 axes.plot([d.low, d.high], [at, at], color=look["color"], lw=0.8, alpha=0.7)
                 axes.plot(d.mean, at, ms=4, **look)
     axes.grid(visible=False, axis="y")
+    for place in range(1, len(rows)):
+        axes.axhline(place - 0.5, color="0.92", lw=0.6, zorder=0)
     handles = [Line2D([], [], ms=4, label=name, **look) for name, look in shown.items()]
-    axes.legend(handles=handles, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=1)
+    axes.legend(handles=handles, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.55 / _height(rows)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FILE = "thoughts.parquet"
 FACTORED = "gate"
 """A quantity that thoughts with factors have, and no others."""
+INDICES = ("example", "user", "step", "factor", "other_factor", "position", "item")
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -29,7 +30,7 @@ class Quantity:
     """One quantity of all examples of one ranking, a row per number.
 
     Attributes:
-        example, user, step, factor, other, position, item: ``[m]`` int64; -1 where it has no such dimension.
+        example, user, step, factor, other_factor, position, item: ``[m]`` int64; -1 where it has no such dimension.
         value: ``[m]`` float64.
     """
 
@@ -37,15 +38,14 @@ class Quantity:
     user: Ints
     step: Ints
     factor: Ints
-    other: Ints
+    other_factor: Ints
     position: Ints
     item: Ints
     value: Floats
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Quantity:
         """Some of the rows."""
-        columns = (self.example, self.user, self.step, self.factor, self.other, self.position, self.item)
-        return Quantity(*(column[mask] for column in columns), value=self.value[mask])
+        return Quantity(**{column.name: getattr(self, column.name)[mask] for column in fields(self)})
 
     def last_step(self) -> Quantity:
         """What the last step did."""
@@ -70,7 +70,10 @@ class Thinker:
 
 
 def thinkers(view: SuiteView, data: str) -> list[Thinker]:
-    """The rows that kept thoughts with factors, one per trained model: searches and decodings change no thought."""
+    """The rows that kept thoughts with factors, by stages of training, none first.
+
+    One per trained model: searches and decodings change no thought.
+    """
     found: dict[tuple[str, ...], Thinker] = {}
     for row in view.rows_on(data):
         if row.condition is not None or row.control is not None:
@@ -82,12 +85,21 @@ def thinkers(view: SuiteView, data: str) -> list[Thinker]:
                 if refs.fits not in found and _read(cell.folder / FILE, FACTORED) is not None:
                     found[refs.fits] = Thinker(row, cell, seed)
                 break
-    return list(found.values())
+    return sorted(found.values(), key=_trained)
 
 
 def main_thinker(found: Sequence[Thinker]) -> Thinker:
     """The one with the most stages of training; of equals the first."""
-    return max(found, key=lambda one: (one.row.stages[-1:] != ("untuned",), len(one.row.stages)))
+    return max(found, key=_trained)
+
+
+def is_untrained(thinker: Thinker) -> bool:
+    """Whether it is a model from before training."""
+    return thinker.row.stages[-1:] == ("untuned",)
+
+
+def _trained(thinker: Thinker) -> tuple[bool, int]:
+    return not is_untrained(thinker), len(thinker.row.stages)
 
 
 def catalog_of(view: SuiteView, data: str) -> Catalog | None:
@@ -116,9 +128,8 @@ def _read(path: Path, quantity: str) -> Quantity | None:
 
     try:
         table = pq.read_table(path, partitioning=None, filters=[("quantity", "==", quantity)])
-        columns: dict[str, Any] = {name: table.column(name).to_numpy() for name in table.column_names[1:]}
-        names = ("example", "user", "step", "factor", "other_factor", "position", "item")
-        integers = [columns[name].astype(np.int64) for name in names]
-        return Quantity(*integers, value=columns["value"].astype(np.float64)) if table.num_rows else None
+        columns: dict[str, Any] = {name: table.column(name).to_numpy().astype(np.int64) for name in INDICES}
+        value = table.column("value").to_numpy().astype(np.float64)
+        return Quantity(value=value, **columns) if table.num_rows else None
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise DamagedFileError(f"{path} cannot be read ({error}); remove the folder it is in and run again") from error
