@@ -100,8 +100,8 @@ class Row:
 
     A row under a condition says which (:attr:`condition`, :attr:`condition_kind` ``history``, ``train_share`` or
     ``transfer``) and names the row that it is compared with (:attr:`undisturbed`); :attr:`change` (``drop``,
-    ``replace``, ``shuffle``), :attr:`share` and :attr:`trained_on` say it in parts.  A row of a grid has the values
-    that make it one of its points (:attr:`point`).
+    ``replace``, ``shuffle``), :attr:`share` and :attr:`trained_on` say it in parts.  A row that is a point of a grid
+    has its values by name (:attr:`point`).
     """
 
     label: str

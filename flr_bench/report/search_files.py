@@ -91,6 +91,8 @@ WORDS = (
     "deviation over seeds."
 )
 
+ROUNDING = 1e-15
+
 
 def _entries(row: SearchRow, exact: SearchRow, mask: Bools | None) -> tuple[Entry, ...]:
     head = (
@@ -139,7 +141,10 @@ def _quality_entry(row: SearchRow, mask: Bools, metric: str) -> Entry:
 
 def _difference_entry(row: SearchRow, exact: SearchRow, mask: Bools, metric: str) -> Entry:
     d = None if row.beams is None else difference(row, exact, mask, metric)
-    return Entry() if d is None else Entry(value=d.mean, low=d.low, high=d.high)
+    if d is None:
+        return Entry()
+    # Equal means differ by what rounding leaves, which depends on the versions of libraries.
+    return Entry(value=d.mean if abs(d.mean) > ROUNDING else 0.0, low=d.low, high=d.high)
 
 
 def _model_notes(model: str, rows: Sequence[SearchRow], mask: Bools | None) -> Iterator[str]:
