@@ -54,6 +54,8 @@ from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
 from flr_bench.commands.suites import suites_app
+from flr_bench.commands.tables import tables
+from flr_bench.commands.trace import trace
 from flr_bench.commands.track import track_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
@@ -341,38 +343,14 @@ def _report_failures(session: Session, folders: Folders) -> None:
     raise typer.Exit(1)
 
 
-@app.command()
-def tables(
-    suite: Annotated[
-        list[str] | None, typer.Option("--suite", help="Suites to write; all in the store if none.")
-    ] = None,
-    profile: Annotated[str | None, typer.Option("--profile", help="One profile; all if none.")] = None,
-    parts: Annotated[
-        str | None,
-        typer.Option("--parts", help="Write only these, separated by commas, such as main: quick for a large store."),
-    ] = None,
-    runs: Runs = RUNS,
-    cache: Cache = CACHE,
-    results: Results = RESULTS,
-) -> None:
-    """Write tables and figures from the store, and from nothing else."""
-    from flr_bench.report import write_tables
-    from flr_bench.runner.store import Store, ensure_writable
-
-    Store(runs)
-    ensure_writable(results, "results", "--results")
-    keep_matplotlib_in(cache)
-    chosen = None if parts is None else [name.strip() for name in parts.split(",")]
-    for path in write_tables(runs, results, suite or None, profile, chosen):
-        typer.echo(path)
-
-
+app.command()(tables)
 app.command()(diff)
 app.command()(explain)
 app.command()(reproduce)
 app.command()(score)
 app.command()(refresh)
 app.command()(report)
+app.command()(trace)
 
 
 @app.command()

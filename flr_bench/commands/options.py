@@ -56,15 +56,6 @@ def keep_matplotlib_in(cache: Path) -> None:
     os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))
 
 
-def parse_workers(text: str | int) -> int:
-    """A number of workers, or ``auto``, which is 0 (:data:`flr_bench.runner.session.AUTO`)."""
-    if text == "auto":
-        return 0
-    if not str(text).isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"expected a number from 1 on, or auto, found {text}")
-    return int(text)
-
-
 Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
 Cache = Annotated[Path, typer.Option("--cache", envvar="FLR_BENCH_CACHE", help="Prepared data and backbones.")]
 Mlruns = Annotated[Path, typer.Option("--mlruns", envvar="FLR_BENCH_MLRUNS", help="MLflow's database and artifacts.")]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flr_bench.report.comparisons import quality
-from flr_bench.report.figures.style import DOT, MARKERS
+from flr_bench.report.figures.style import DOT, MARKERS, in_row, spread_of
 from flr_bench.report.figures.words import figure_title, gap_sentence, gaps, sentences, with_interval
 from flr_bench.report.reading import Row, SuiteView
 from flr_bench.report.tables import grouped, metric_title
@@ -30,19 +30,17 @@ def quality_figure(view: SuiteView, data: str) -> Figure | None:
     decodings = decodings_of(rows)
     figure = Figure(figsize=(8.0, 1.5 + 0.36 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    colours, markers = decoding_looks(decodings)
+    colours, markers = _decoding_looks(decodings)
     for row in rows:
         place = lines.index(line_label(row)) + _offset(row, rows)
         found = quality(view, row, data, view.primary)
         if found is None:
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-            where = ("axes fraction", "data")
-            axes.annotate("missing", (0.01, place), xycoords=where, va="center", color="0.5", bbox=box)
+            cells, planned = len(view.rank_cells(row, data)), len(row.seeds(data))
+            in_row(axes, place, f"missing ({cells}/{planned})" if cells < planned else "no interval (one user)")
             continue
         key = row.decoding or ""
         colour = "0.45" if row.is_control else colours[key]
-        spread = [[found.mean - found.low], [found.high - found.mean]]
-        axes.errorbar(found.mean, place, xerr=spread, fmt=markers[key], color=colour, capsize=2, ms=5, lw=1.2)
+        axes.errorbar(found.mean, place, xerr=spread_of(found), fmt=markers[key], color=colour, capsize=2, ms=5, lw=1.2)
     axes.set_yticks(range(len(lines)), lines)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     _rule_between_groups(axes, rows, lines)
@@ -89,14 +87,19 @@ def decodings_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.decoding or "" for row in rows))
 
 
-def decoding_looks(decodings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Colours and marks by decoding."""
+def marks_of(decodings: Sequence[str]) -> dict[str, str]:
+    """Marks by decoding: a dot for rows without."""
+    named = [name for name in decodings if name]
+    marks = {name: MARKERS[(i + 1) % len(MARKERS)] for i, name in enumerate(named)}
+    return {**({"": DOT} if "" in decodings else {}), **marks}
+
+
+def _decoding_looks(decodings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     import seaborn as sns
 
     named = [name for name in decodings if name]
     palette = dict(zip(named, sns.color_palette("colorblind", max(len(named), 1)), strict=False))
-    markers = {name: MARKERS[(i + 1) % len(MARKERS)] for i, name in enumerate(named)}
-    return {"": "0.15", **palette}, {"": DOT, **markers}
+    return {"": "0.15", **palette}, marks_of(decodings)
 
 
 def _offset(row: Row, rows: Sequence[Row]) -> float:
@@ -115,7 +118,7 @@ def _rule_between_groups(axes: Axes, rows: Sequence[Row], lines: Sequence[str]) 
 def _decoding_legend(figure: Figure, decodings: Sequence[str], *, controls: bool) -> None:
     from matplotlib.lines import Line2D
 
-    colours, markers = decoding_looks(decodings)
+    colours, markers = _decoding_looks(decodings)
     handles = [
         Line2D([], [], color=colours[name], marker=markers[name], lw=1.2, ms=5, label=name or "no decoding")
         for name in decodings

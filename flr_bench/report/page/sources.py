@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.report.cost import cost_table, total_seconds
 from flr_bench.report.page.pictures import Picture, picture, slug
-from flr_bench.report.published import published_view
+from flr_bench.report.published import checked_view
 from flr_bench.report.reading import Json, StoreReader, SuiteView
 from flr_bench.report.render import Column, Entry, Table
 from flr_bench.report.tables import reference_row
@@ -165,10 +165,10 @@ class PublishedSource(Source):
     def __init__(self, folder: Path) -> None:
         """Read manifests and ranks."""
         self.folder = folder
-        self.view, self._manifest = published_view(folder)
+        self.view, self._manifest = checked_view(folder)
         results, profile = folder.parent.parent, folder.name
         folders = [results / name / profile for name in VARYING if name != self.view.name]
-        found = [published_view(other)[0] for other in folders if (other / "manifest.json").is_file()]
+        found = [checked_view(other)[0] for other in folders if (other / "manifest.json").is_file()]
         self.varying = tuple(view for view in found if _varies(view))
 
     @property
