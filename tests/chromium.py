@@ -68,8 +68,9 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Click in the middle of an element with the mouse."""
-        box = f"(e => {{e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]}})(document.querySelector({json.dumps(selector)}))"
-        x, y = self.run(box)
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{element}.scrollIntoView({{block: 'center'}})")
+        x, y = self.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({element}.getBoundingClientRect())")
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
@@ -94,7 +95,9 @@ class Page:
         number = self._number
         session = {"sessionId": self._session} if self._session else {}
         message = {"id": number, "method": method, "params": parameters, **session}
-        os.write(self._to, json.dumps(message).encode() + b"\0") if len(str(parameters)) < 60_000 else self._write(message)
+        os.write(self._to, json.dumps(message).encode() + b"\0") if len(str(parameters)) < 60_000 else self._write(
+            message
+        )
         while True:
             answer = self._receive()
             if answer.get("id") == number:
@@ -127,8 +130,9 @@ class Page:
             self.complaints.append(str(about["args"]))
         if event["method"] == "Log.entryAdded" and about["entry"]["level"] in ("warning", "error"):
             self.complaints.append(f"{about['entry']['text']} {about['entry'].get('url', '')}")
-        if event["method"] == "Network.requestWillBeSent" and not about["request"]["url"].startswith(("file:", "data:", "about:")):
-            self.complaints.append(f"asks the network for {about['request']['url']}")
+        asked = about["request"]["url"] if event["method"] == "Network.requestWillBeSent" else "about:"
+        if not asked.startswith(("file:", "data:", "about:")):
+            self.complaints.append(f"asks the network for {asked}")
 
 
 @contextlib.contextmanager

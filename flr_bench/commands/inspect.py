@@ -16,9 +16,7 @@ Cells = Annotated[
 ]
 User = Annotated[str | None, typer.Option("--user", help="The user's key in the source, such as 405.")]
 Example = Annotated[int | None, typer.Option("--example", help="One of the user's test examples; the first if none.")]
-Data = Annotated[
-    str | None, typer.Option("--data", help="One of the suite's data sets.", autocompletion=complete_data)
-]
+Data = Annotated[str | None, typer.Option("--data", help="One of the suite's data sets.", autocompletion=complete_data)]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a page to this file instead of printing.")]
 
 
@@ -42,7 +40,9 @@ def inspect(
     """
     if context.invoked_subcommand is not None:
         if user is not None or cell is not None:
-            raise UsageError(f"--user and --cell belong to 'flr-bench inspect' alone; drop '{context.invoked_subcommand}'")
+            raise UsageError(
+                f"--user and --cell belong to 'flr-bench inspect' alone; drop '{context.invoked_subcommand}'"
+            )
         return
     inspect_user(user, cell, example, html, suite, profile, data, runs, cache)
 

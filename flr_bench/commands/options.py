@@ -51,6 +51,15 @@ def complete_download(incomplete: str) -> list[str]:
     return [name for name in all_downloads() if name.startswith(incomplete)]
 
 
+def parse_workers(text: str | int) -> int:
+    """A number of workers, or ``auto``, which is 0 (:data:`flr_bench.runner.session.AUTO`)."""
+    if text == "auto":
+        return 0
+    if not str(text).isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"expected a number from 1 on, or auto, found {text}")
+    return int(text)
+
+
 def keep_matplotlib_in(cache: Path) -> None:
     """Its list of fonts belongs to the cache, not to the user's home."""
     os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))

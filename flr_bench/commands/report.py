@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flr_bench.commands.options import CACHE, RESULTS, RUNS, Cache, ProfileName, RecordedSuite, Results, Runs, keep_matplotlib_in
+from flr_bench.commands.options import (
+    CACHE,
+    RESULTS,
+    RUNS,
+    Cache,
+    ProfileName,
+    RecordedSuite,
+    Results,
+    Runs,
+    keep_matplotlib_in,
+)
 
 
 def report(

@@ -396,4 +396,5 @@ def _plain(value: Any) -> str:
 
 
 def harmless(text: str) -> str:
+    """Foreign text without the characters that would steer a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

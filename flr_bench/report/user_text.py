@@ -14,6 +14,7 @@ from flr_bench.report.write import make_folder, write_file
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 COLUMN = 30
 """Characters that a list needs beside others."""
@@ -51,7 +52,9 @@ def show(view: UserView, console: Console) -> None:
     console.print(Text(f"History, oldest first ({len(view.history)} items)", style="bold"))
     for number, item in enumerate(view.history, start=1):
         console.print(_line(number, item))
-    console.print(Text(harmless(f" → {view.target.title}"), style="bold green"), Text(harmless(view.target.about), "dim"))
+    console.print(
+        Text(harmless(f" → {view.target.title}"), style="bold green"), Text(harmless(view.target.about), "dim")
+    )
     console.print()
     abreast = max(1, (console.width - 4) // COLUMN)
     for start in range(0, len(view.answers), abreast):
@@ -59,7 +62,9 @@ def show(view: UserView, console: Console) -> None:
     for reading in view.readings:
         console.print(_factors(view, reading))
     if not view.readings:
-        console.print(Text("No thoughts were kept: rank with keep_thoughts: true to see what FLR's factors read.", "dim"))
+        console.print(
+            Text("No thoughts were kept: rank with keep_thoughts: true to see what FLR's factors read.", "dim")
+        )
 
 
 def _line(number: int, item: Item) -> Text:

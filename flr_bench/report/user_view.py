@@ -132,7 +132,9 @@ def user_view(request: UserRequest, runs: Path, cache: Path) -> UserView:
     chosen = _named_cells(reader, store, request.cells) if request.cells else _main_cells(reader, request)
     where = {_canonical(found := _data_inputs(reader, cell)): found for _, _, cell in chosen}
     if len(where) > 1:
-        raise UsageError("the cells rank different data, so that no example is common to them; name cells of one data set")
+        raise UsageError(
+            "the cells rank different data, so that no example is common to them; name cells of one data set"
+        )
     data = data_of(store, next(iter(where.values())), cache)
     examples = _ranked(data, [cell for _, _, cell in chosen])
     row = _example(data, examples, request)
@@ -171,7 +173,9 @@ def _named_cells(reader: StoreReader, store: Any, names: Sequence[str]) -> list[
     for name in names:
         cell = reader.cell(resolve_cell(store, name))
         if cell is None or cell.entry.kind != "rank":
-            raise UsageError(f"'{name}' is no ranking in {reader.root}; name rank cells, which flr-bench plan --json lists")
+            raise UsageError(
+                f"'{name}' is no ranking in {reader.root}; name rank cells, which flr-bench plan --json lists"
+            )
         label, seed = labels.get(cell.hash, (str(cell.description.get("label", cell.hash)), "?"))
         found.append((label, seed, cell))
     return found
@@ -218,8 +222,7 @@ def _fit_inputs(reader: StoreReader, cell: Cell) -> Json:
     found = reader.cell(fit) if isinstance(fit, str) else None
     if found is None:
         raise UsageError(
-            f"the model behind {cell.hash} is not in {reader.root}, or other code ranked it: name a cell of a method too, "
-            "first"
+            f"the model behind {cell.hash} is not in {reader.root}, or other code ranked it: name a method's first"
         )
     return found.inputs
 
@@ -243,10 +246,9 @@ def _canonical(inputs: Json) -> str:
 # ---------------------------------------------------------------- which example
 def _ranked(data: PreparedData, cells: Sequence[Cell]) -> Examples:
     """The test examples that every one of the cells ranked."""
-    common = None
-    for cell in cells:
-        ids = read_lists(cell).examples
-        common = ids if common is None else np.intersect1d(common, ids)
+    common = read_lists(cells[0]).examples
+    for cell in cells[1:]:
+        common = np.intersect1d(common, read_lists(cell).examples)
     return data.test.take(np.flatnonzero(np.isin(data.test.ids, common)))
 
 

@@ -306,8 +306,8 @@ def _searches(view: SuiteView, folder: Path, endings: Sequence[str]) -> tuple[di
     rows = [(part["data"], row) for part in published["data"] for row in part["rows"]]
     if not all(is_current(fits, {data: row["cells"]}) for data, row in rows):
         return {}, None
-    environments = published.get("environments") or []
-    return _search_files(str(published["suite"]), read_published(folder), environments, endings)
+    ran = published.get("environments") or []
+    return _search_files(str(published["suite"]), read_published(folder), ran, endings)
 
 
 def _search_files(

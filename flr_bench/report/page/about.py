@@ -50,7 +50,12 @@ def method_table(view: SuiteView) -> Table:
         method = known.get(name)
         line, paper = ("", "") if method is None else (first_line(method).rstrip("."), method.citation)
         body.append((Entry(name), Entry(FAMILIES.get(family, family)), Entry(line), Entry(paper)))
-    columns = (Column("method", "Method"), Column("kind", "What it is"), Column("how", "How"), Column("paper", "Source"))
+    columns = (
+        Column("method", "Method"),
+        Column("kind", "What it is"),
+        Column("how", "How"),
+        Column("paper", "Source"),
+    )
     return Table("methods", "Methods", "", columns, tuple(body))
 
 

@@ -175,26 +175,28 @@ def _cheapest(standings: Sequence[Standing], seconds: Seconds) -> Row | None:
 
 
 # ---------------------------------------------------------------- what is said
-def _best(
-    view: SuiteView, data: str, leader: Standing | None, standings: Sequence[Standing], metric: str
-) -> str:
+def _best(view: SuiteView, data: str, leader: Standing | None, standings: Sequence[Standing], metric: str) -> str:
     if leader is None:
         return f"On {data} no row has all its runs yet, so nothing can be said of which method is best."
     found = quality(view, leader.row, data, view.primary)
     between = "" if found is None else f" (95 % interval {number(found.low, 4)} to {number(found.high, 4)})"
-    said = f"On {data} the highest mean {metric} is that of {leader.row.label}, {number(leader.mean or 0.0, 4)}{between}"
+    said = (
+        f"On {data} the highest mean {metric} is that of {leader.row.label}, {number(leader.mean or 0.0, 4)}{between}"
+    )
     others = [s for s in standings if s is not leader]
     open_ = [s.row.label for s in others if s.mean is not None and not s.is_ruled_out]
     missing = sum(s.mean is None for s in others)
     gap = f" ({missing} more lack runs)" if missing else ""
     if not others:
         return f"{said}, the only row."
-    if not open_ and not missing:
-        return f"{said}, and each of the {len(others)} other rows is ruled out as best."
+    if not open_:
+        which = (
+            f"each of the {len(others)} other rows" if not missing else f"each of the {len(others) - missing} others"
+        )
+        return f"{said}, and {which} is ruled out as best{gap}."
     if len(open_) == len(others):
         return f"{said}, but none of the {len(others)} other rows can be ruled out as best: it may be chance."
-    may = "may be as good" if open_ else "was compared"
-    return f"{said}, but {len(open_)} of the {len(others)} other rows{gap} {may}: {_names(open_, 4)}."
+    return f"{said}, but {len(open_)} of the {len(others)} other rows{gap} may be as good: {_names(open_, 4)}."
 
 
 def _against_rivals(focus: str, rivals: Sequence[Comparison], metric: str) -> str:
@@ -213,8 +215,10 @@ def _against_rivals(focus: str, rivals: Sequence[Comparison], metric: str) -> st
         for word in (BETTER, WORSE)
         if groups[word]
     ]
-    rest = f"; to {_names([c.against for c in groups[OPEN]])} no difference could be shown{_seen(groups[OPEN])}"
-    return start + " and ".join(parts) + (rest if groups[OPEN] else "") + "."
+    if groups[OPEN]:
+        others = _names([c.against for c in groups[OPEN]])
+        return f"{start}{' and '.join(parts)}; to {others} no difference could be shown{_seen(groups[OPEN])}."
+    return f"{start}{' and '.join(parts)}."
 
 
 def _seen(comparisons: Sequence[Comparison]) -> str:
@@ -231,7 +235,7 @@ def _seen(comparisons: Sequence[Comparison]) -> str:
 
 def _matters(parts: Sequence[Comparison], ablations: SuiteView | None) -> str:
     if not parts or ablations is None:
-        return "Which part of FLR matters is not answered here, for no suite that takes its parts out was run on this data;"
+        return "Which part of FLR matters is not answered here: no suite that takes its parts out was run on this data;"
     known = [c for c in parts if verdict(c) != UNKNOWN]
     if not known:
         return "Which part of FLR matters cannot be said yet, for runs of its ablations are missing;"
@@ -253,7 +257,9 @@ def _costs(cheapest: Row | None, focus: str, seconds: Seconds) -> str:
     spent = None if cheapest is None else seconds(cheapest.label)
     if cheapest is None or spent is None:
         return "what the rows cost was not measured here."
-    said = f"the cheapest row that is not ruled out as best is {cheapest.label}, with {duration(spent)} to train and rank"
+    said = (
+        f"the cheapest row that is not ruled out as best is {cheapest.label}, with {duration(spent)} to train and rank"
+    )
     own = seconds(focus) if focus else None
     return f"{said}." if own is None or focus == cheapest.label else f"{said}, where {focus} takes {duration(own)}."
 

@@ -127,9 +127,9 @@ def report_page(source: Source) -> str:
 
 
 QUESTION = (
-    "A language model can recommend the next item by writing its title. Does it help to let it think first, in a vector "
-    "that is never spelled out, and to split that thought into several factors (FLR)? Better than one thought, than "
-    "none, than recommenders without a language model?"
+    "A language model can recommend the next item by writing its title. Does it help to let it think first, in a "
+    "vector that is never spelled out, and to split that thought into several factors (FLR): compared with one "
+    "thought, with none, and with recommenders that have no language model?"
 )
 VARYING_QUESTION = (
     "FLR lets a language model think before it recommends, in a vector that is never spelled out and that several "
@@ -140,7 +140,8 @@ VARYING_QUESTION = (
 def _data_part(source: Source, data: str, room: int) -> DataPart:
     view, seconds = source.view, partial(source.seconds, data)
     metric = metric_title(view.primary)
-    found = answer(view, data, source.ablations(data) or (view if reference_row(view) else None), seconds)
+    own = [view] if reference_row(view) else []
+    found = answer(view, data, next(iter([*own, *source.taken_apart(data)]), None), seconds)
     kept, left_out = _within(source.pictures(data), room)
     manifest = (view.record.get("data_manifests") or {}).get(data) or {}
     rivals = None
@@ -165,9 +166,7 @@ def _data_part(source: Source, data: str, room: int) -> DataPart:
         missing=missing_notes(view, data),
         pictures=kept,
         left_out=left_out,
-        facts=tuple(
-            make(manifest) for make in (size_section, preparation_section, leakage_section, terms_section)
-        ),
+        facts=tuple(make(manifest) for make in (size_section, preparation_section, leakage_section, terms_section)),
     )
 
 
@@ -175,11 +174,13 @@ def _parts(source: Source, data: str, metric: str) -> list[Table]:
     """What each suite that varies FLR shows, then this suite's own contrasts with controls and within methods."""
     tables = []
     own = (source.view,) if reference_row(source.view) else ()
-    for suite in (*own, *source.varying):
-        tables += [_taken_out(suite, data, metric)] if data in suite.data else []
+    for suite in (*own, *source.taken_apart(data)):
+        tables.append(_taken_out(suite, data, metric))
     others = other_contrasts(source.view, data) if not own else ()
     if others:
-        said = "Controls tell whether the thought says anything of the user (noise, the mean thought or another user's in "
+        said = (
+            "Controls tell whether the thought says anything of the user (noise, the mean thought or another user's in "
+        )
         said += "its place) and what training adds. " + interval_words(len(source.view.record.get("contrasts") or ()))
         title = "Controls, stages and decodings: the suite's other comparisons"
         tables.append(verdict_table(f"controls-{data}", title, others, metric, said))

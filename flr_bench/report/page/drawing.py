@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from flr_bench.report.figures import FIGURES, rendered
@@ -15,14 +16,26 @@ FROM_RANKS = ("quality",)
 """Kinds whose words need nothing but the ranks."""
 
 
-def drawn(view: SuiteView, data: str) -> list[Picture]:
-    """Every figure that the finished cells allow."""
-    found = {name: rendered(partial(kind.draw, view, data)) for name, kind in FIGURES.items()}
+def drawn(view: SuiteView, data: str, names: Collection[str] | None = None) -> list[Picture]:
+    """Every figure that the finished cells allow.
+
+    Args:
+        view: the suite.
+        data: the data set.
+        names: some kinds; ``None`` for all.
+    """
+    kinds = {name: kind for name, kind in FIGURES.items() if names is None or name in names}
+    found = {name: rendered(partial(kind.draw, view, data)) for name, kind in kinds.items()}
     return [
-        picture(name, data, FIGURES[name].title, FIGURES[name].says(view, data), formats["svg"])
+        picture(name, place_of(view, data), kinds[name].title, kinds[name].says(view, data), formats["svg"])
         for name, formats in found.items()
         if formats
     ]
+
+
+def place_of(view: SuiteView, data: str) -> str:
+    """What tells a suite's figures of a data set from all others."""
+    return f"{view.name}-{data}"
 
 
 def described(view: SuiteView, data: str, name: str) -> tuple[str, str]:
@@ -31,4 +44,7 @@ def described(view: SuiteView, data: str, name: str) -> tuple[str, str]:
     title = kind.title if kind else MORE_TITLES.get(name, name.replace("_", " ").capitalize())
     if kind and name in FROM_RANKS:
         return title, kind.says(view, data)
-    return title, f"{metric_title(view.primary)} is the quality shown; {data}, as published. The tables have the numbers."
+    return (
+        title,
+        f"{metric_title(view.primary)} is the quality shown; {data}, as published. The tables have the numbers.",
+    )

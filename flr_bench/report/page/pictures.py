@@ -50,12 +50,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-")
 
 
-def picture(name: str, data: str, title: str, says: str, svg: bytes) -> Picture:
+def picture(name: str, place: str, title: str, says: str, svg: bytes) -> Picture:
     """Make a figure's SVG file an element of the page.
 
     Args:
         name: what kind of figure it is.
-        data: the data set that it shows.
+        place: what it shows, different for figures of one kind.
         title: what it shows.
         says: its alternative text.
         svg: the file, as matplotlib writes it.
@@ -63,7 +63,7 @@ def picture(name: str, data: str, title: str, says: str, svg: bytes) -> Picture:
     Raises:
         DamagedFileError: it holds what a figure of ours never holds, such as a script.
     """
-    text, key = svg.decode("utf-8", errors="replace"), f"{slug(data)}-{name}"
+    text, key = svg.decode("utf-8", errors="replace"), f"{slug(place)}-{name}"
     _refuse_foreign(key, text)
     element = inline_svg(text, key)
     element = _BACKGROUND.sub(r"\1none", element)
@@ -106,4 +106,6 @@ def _refuse_foreign(key: str, text: str) -> None:
     checker.feed(drawing)
     if start < 0 or checker.foreign:
         found = ", ".join(sorted(set(checker.foreign))) or "no <svg> element"
-        raise DamagedFileError(f"the figure {key} is none of ours (it has {found}); write it anew with flr-bench tables")
+        raise DamagedFileError(
+            f"the figure {key} is none of ours (it has {found}); write it anew with flr-bench tables"
+        )

@@ -17,8 +17,15 @@ from flr_bench.report.render import Column, Entry, Table
 from flr_bench.report.tables import reference_row
 from flr_bench.report.write import environments
 
-VARYING = ("ablations", "factors", "steps")
-"""Suites that vary FLR alone: what they say of its parts belongs on the page of any suite."""
+LOOKING = "thoughts"
+"""The suite that keeps thoughts, for pictures alone."""
+VARYING: Mapping[str, tuple[str, ...]] = {
+    "ablations": ("ablations",),
+    "factors": ("factors",),
+    "steps": ("steps",),
+    LOOKING: ("attention", "gates", "genres", "cosines"),
+}
+"""Suites that look at FLR alone: what they say of its parts belongs on the page of any suite; and their figures."""
 
 
 class Source(ABC):
@@ -58,9 +65,10 @@ class Source(ABC):
     def address(self, cell: str) -> str | None:
         """A link to a cell, relative to the page; ``None`` where its store does not lie beside the page."""
 
-    def ablations(self, data: str) -> SuiteView | None:
-        """The suite that says which part of FLR matters on a data set."""
-        return next((view for view in self.varying if data in view.data), None)
+    def taken_apart(self, data: str) -> list[SuiteView]:
+        """The suites that compare FLR with itself, changed, on a data set; ablations first."""
+        found = [view for view in self.varying if view.name != LOOKING and reference_row(view) is not None]
+        return [view for view in found if data in view.data]
 
 
 def choose(runs: Path, results: Path, suite: str, profile: str, out: Path) -> Source:
@@ -130,7 +138,10 @@ class StoreSource(Source):
         """See :meth:`Source.pictures`."""
         from flr_bench.report.page.drawing import drawn
 
-        return drawn(self.view, data)
+        found = drawn(self.view, data)
+        for view in self.varying:
+            found += drawn(view, data, VARYING[view.name]) if data in view.data else []
+        return found
 
     def address(self, cell: str) -> str | None:
         """See :meth:`Source.address`."""
@@ -143,7 +154,7 @@ def _version(view: SuiteView) -> int:
 
 
 def _varies(view: SuiteView) -> bool:
-    return reference_row(view) is not None
+    return reference_row(view) is not None or view.name in VARYING
 
 
 def _beside(root: Path, folder: Path) -> str | None:
@@ -168,8 +179,9 @@ class PublishedSource(Source):
         self.view, self._manifest = checked_view(folder)
         results, profile = folder.parent.parent, folder.name
         folders = [results / name / profile for name in VARYING if name != self.view.name]
-        found = [checked_view(other)[0] for other in folders if (other / "manifest.json").is_file()]
-        self.varying = tuple(view for view in found if _varies(view))
+        found = [(other, *checked_view(other)) for other in folders if (other / "manifest.json").is_file()]
+        self._beside = [(view, other, manifest) for other, view, manifest in found if _varies(view)]
+        self.varying = tuple(view for view, *_ in self._beside)
 
     @property
     def origin(self) -> str:
@@ -208,37 +220,47 @@ class PublishedSource(Source):
 
     def pictures(self, data: str) -> list[Picture]:
         """See :meth:`Source.pictures`."""
-        from flr_bench.report.page.drawing import described
-
-        start = f"{slug(data)}-" if len(self.view.data) > 1 else ""
-        found = []
-        for name in sorted(str(name) for name in self._manifest["files"]):
-            path = PurePosixPath(name)
-            if path.suffix == ".svg" and path.parent.name == "figures" and path.name.startswith(start):
-                kind = path.stem.removeprefix(start)
-                svg = self._read(self.folder / "figures" / path.name)
-                found.append(picture(kind, data, *described(self.view, data, kind), svg))
+        found = _published_pictures(self.folder, self.view, self._manifest, data)
+        for view, folder, manifest in self._beside:
+            others = _published_pictures(folder, view, manifest, data) if data in view.data else []
+            found += [one for one in others if one.name in VARYING[view.name]]
         return found
 
     def address(self, cell: str) -> str | None:
         """See :meth:`Source.address`: the store was not published."""
         del cell
-
-    def _read(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DamagedFileError(f"{path} cannot be read ({error.strerror}); get the folder anew") from error
+        return None
 
     @cached_property
     def _costs(self) -> list[Mapping[str, str]]:
         path = self.folder / "cost.csv"
         if not path.is_file():
             return []
-        records: list[Mapping[str, str]] = list(csv.DictReader(self._read(path).decode().splitlines()))
+        records: list[Mapping[str, str]] = list(csv.DictReader(_read(path).decode().splitlines()))
         if records and not {"data", "method"} <= records[0].keys():
             raise DamagedFileError(f"{path} lacks the columns data and method; get the folder anew")
         return records
+
+
+def _published_pictures(folder: Path, view: SuiteView, manifest: Json, data: str) -> list[Picture]:
+    """The figures of a data set that a manifest lists."""
+    from flr_bench.report.page.drawing import described, place_of
+
+    start = f"{slug(data)}-" if len(view.data) > 1 else ""
+    found = []
+    for name in sorted(str(name) for name in manifest["files"]):
+        path = PurePosixPath(name)
+        if path.suffix == ".svg" and path.parent.name == "figures" and path.name.startswith(start):
+            kind, svg = path.stem.removeprefix(start), _read(folder / "figures" / path.name)
+            found.append(picture(kind, place_of(view, data), *described(view, data, kind), svg))
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read ({error.strerror}); get the folder anew") from error
 
 
 ENDINGS = ("_sd", "_seeds", "_planned")
@@ -257,7 +279,9 @@ TITLES = {
 def _cost_column(name: str, spread: bool) -> Column:
     counted = name.startswith("parameters")
     title = TITLES.get(name, name.replace("_", " ").capitalize())
-    return Column(name, title, "number" if counted or not spread else "mean", digits=0 if counted or "mib" in name else 1)
+    return Column(
+        name, title, "number" if counted or not spread else "mean", digits=0 if counted or "mib" in name else 1
+    )
 
 
 def _cost_entry(record: Mapping[str, str], name: str) -> Entry:

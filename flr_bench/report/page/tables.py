@@ -40,12 +40,12 @@ def standings_table(view: SuiteView, found: Answer, seconds: Seconds) -> Table:
     table = Table(
         f"standings-{found.data}",
         f"All methods on {found.data}, best first",
-        f"Mean ± standard deviation over seeds. {seed_words(view, found.data)} The first row was picked by its result, so "
-        "it is not claimed to be the best; the others are ruled out as best where p, one-sided and multiplied by the "
-        f"number of other rows ({others}), is at most 0.05 (multiple comparisons with the best): so the row that is truly "
-        "best is ruled out in at most 5 of 100 such studies. Intervals are uncorrected. Rows are models with their stages "
-        "and the rule that scores titles; controls do not compete. Seconds are those of one run (mean over seeds), "
-        "without what is prepared once for all.",
+        f"Mean ± standard deviation over seeds. {seed_words(view, found.data)} The first row was picked by its result, "
+        "so it is not claimed to be the best; others are ruled out as best where p, one-sided and multiplied by the "
+        f"number of other rows ({others}), is at most 0.05 (multiple comparisons with the best): so the row that is "
+        "truly best is ruled out in at most 5 of 100 such studies. Intervals are uncorrected. Rows are models with "
+        "their stages and the rule that scores titles; controls do not compete. Seconds are those of a run (mean over "
+        "seeds), without what is prepared once for all.",
         columns,
         tuple(body),
     )
