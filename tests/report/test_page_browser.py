@@ -111,9 +111,7 @@ def test_paper_shows_what_a_screen_folds(written: Path, opened: Page, tmp_path: 
     folded = "document.querySelectorAll('details:not([open])').length"
     before = opened.run(folded)
     assert before > 3
-    opened.run(
-        "window.left = []; addEventListener('beforeprint', () => left.push(document.querySelectorAll('details:not([open])').length))"
-    )
+    opened.run(f"window.left = []; addEventListener('beforeprint', () => left.push({folded}))")
     opened.pdf(tmp_path / "page.pdf")
     assert opened.run("left") == [0]
     assert opened.run(folded) == before

@@ -71,7 +71,7 @@ def _list(folder: Path, data: PreparedData, place: int) -> None:
     pq.write_table(pa.table({"example": data.test.ids, "items": lists, "scores": scores}), folder / "ranking.parquet")
 
 
-def keep_thoughts(runs: Path, data: PreparedData, example: int) -> None:
+def keep_thoughts(runs: Path, example: int) -> None:
     record = json.loads((runs / "suites/main@1-cpu.json").read_text())
     folder = runs / "cells" / record["rows"][2]["cells"]["ml-100k"]["3"]["rank"]
     lines = [
@@ -123,7 +123,7 @@ def test_another_example_and_named_cells(runs: Path, data: PreparedData) -> None
 
 def test_the_last_steps_factors_stand_beside_the_history(runs: Path, data: PreparedData) -> None:
     key, rows = first_user(data)
-    keep_thoughts(runs, data, int(data.test.ids[rows[0]]))
+    keep_thoughts(runs, int(data.test.ids[rows[0]]))
     (reading,) = user_view(UserRequest(key), runs, runs).readings
     assert reading.gates == pytest.approx((0.7, 0.3))
     assert reading.attention[0] == pytest.approx((0.25, 0.0))
@@ -133,7 +133,7 @@ def test_the_last_steps_factors_stand_beside_the_history(runs: Path, data: Prepa
 
 def test_titles_steer_neither_terminal_nor_page(runs: Path, data: PreparedData) -> None:
     key, rows = first_user(data)
-    keep_thoughts(runs, data, int(data.test.ids[rows[0]]))
+    keep_thoughts(runs, int(data.test.ids[rows[0]]))
     view = user_view(UserRequest(key), runs, runs)
     out = io.StringIO()
     show(view, Console(file=out, width=120))
@@ -149,7 +149,7 @@ def test_titles_steer_neither_terminal_nor_page(runs: Path, data: PreparedData) 
     assert page(view) == shown
 
 
-def test_mistakes_are_told_in_one_line(runs: Path, data: PreparedData, tmp_path: Path) -> None:
+def test_mistakes_are_told_in_one_line(runs: Path, data: PreparedData) -> None:
     key, rows = first_user(data)
     with pytest.raises(UsageError, match=r"no test example of user 'nobody' was ranked; \d+ users have some"):
         user_view(UserRequest("nobody"), runs, runs)
