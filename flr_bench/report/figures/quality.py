@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flr_bench.report.comparisons import quality
-from flr_bench.report.figures.style import DOT, MARKERS, in_row, spread_of
+from flr_bench.report.figures.style import DOT, MARKERS, QUIET, headline, in_row, spread_of
 from flr_bench.report.figures.words import figure_title, gap_sentence, gaps, sentences, with_interval
 from flr_bench.report.reading import Row, SuiteView
 from flr_bench.report.tables import grouped, metric_title
@@ -39,13 +39,13 @@ def quality_figure(view: SuiteView, data: str) -> Figure | None:
             in_row(axes, place, f"missing ({cells}/{planned})" if cells < planned else "no interval (one user)")
             continue
         key = row.decoding or ""
-        colour = "0.45" if row.is_control else colours[key]
+        colour = QUIET if row.is_control else colours[key]
         axes.errorbar(found.mean, place, xerr=spread_of(found), fmt=markers[key], color=colour, capsize=2, ms=5, lw=1.2)
     axes.set_yticks(range(len(lines)), lines)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     _rule_between_groups(axes, rows, lines)
     axes.set_xlabel(f"{metric_title(view.primary)}, mean with 95 % interval ({_varied(rows, data)})")
-    axes.set_title(figure_title(view, data), loc="left")
+    headline(figure, figure_title(view, data))
     axes.grid(visible=False, axis="y")
     _decoding_legend(figure, decodings, controls=any(row.is_control for row in rows))
     return figure
@@ -124,5 +124,5 @@ def _decoding_legend(figure: Figure, decodings: Sequence[str], *, controls: bool
         for name in decodings
     ]
     if controls:
-        handles.append(Line2D([], [], color="0.45", marker="s", lw=1.2, ms=5, label="controls (grey)"))
+        handles.append(Line2D([], [], color=QUIET, lw=1.2, label="controls (grey)"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -126,9 +127,10 @@ def _panel(axes: Axes, change: str, found: Sequence[Kept], shown: Mapping[str, M
     width = 0.05 * (max(ticks) - min(ticks)) if ticks else 0.5
     methods = list(shown)
     for method in dict.fromkeys(one.method for one in found):
-        known = [(one.level, percent) for one in found if one.method == method and (percent := one.percent)]
+        # Nothing instead of a value breaks the line: none bridges a missing level.
+        known = [(one.level, one.percent or (math.nan,) * 3) for one in found if one.method == method]
         points = [(level if isinstance(level, float) else float(levels.index(level)), p) for level, p in known]
-        if whole is not None and points:
+        if whole is not None:
             points = sorted([*points, (whole, (100.0, 100.0, 100.0))])
         shift = dodged(methods.index(method), len(methods), width)
         spread = [[p[0] - p[1] for _, p in points], [p[2] - p[0] for _, p in points]]

@@ -73,7 +73,9 @@ def strata_say(view: SuiteView, data: str) -> str:
     for stratum in _strata(view, rows, data):
         known = [d.mean for row in rows if (d := within(view, row, data, stratum)) is not None]
         if known:
-            parts.append(f"{PANELS[stratum.name]} {stratum.text} {min(known):.4f} to {max(known):.4f}")
+            parts.append(
+                f"{PANELS[stratum.name]} {stratum.label} {min(known):.4f} to {max(known):.4f} ({stratum.users} users)"
+            )
     return sentences(
         f"{metric_title(view.primary)} on {data} within strata of the test examples, lowest to highest row: "
         f"{'; '.join(parts)}.",

@@ -59,6 +59,8 @@ def _encode(figure: Figure) -> dict[str, bytes]:
         "svg": {"Date": None},
         "pdf": {"CreationDate": None},
     }
+    figure.draw_without_rendering()  # lays out: once for all formats, which would each do it again
+    figure.set_layout_engine("none")
     out = {}
     for ending, without in metadata.items():
         buffer = io.BytesIO()

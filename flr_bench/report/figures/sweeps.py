@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Sweep:
     Attributes:
         parameter: the number's name.
         lines: rows that differ in nothing else, by value; by their label with dots in the value's place.
-        beside: rows without the parameter, to compare with.
+        beside: rows that are points of no grid, to compare with.
     """
 
     parameter: str
@@ -113,7 +114,7 @@ def sweep_of(view: SuiteView, data: str, parameter: str) -> Sweep | None:
             lines.setdefault(_line(row, value), {})[float(value)] = row
     if not any(len(line) > 1 for line in lines.values()):
         return None
-    beside = [row for row in own if parameter not in row.point and not row.is_control]
+    beside = [row for row in own if not (row.point or row.is_control)]
     return Sweep(parameter, lines, tuple(beside) if len(beside) <= FEW else ())
 
 
@@ -134,9 +135,11 @@ def _known(view: SuiteView, data: str, sweep: Sweep) -> bool:
 
 
 def _looks(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    marks = {"color": QUIET, "marker": "_", "mew": 1.5}
-    dashes = ((0, (1, 1)), (0, (5, 2)), (0, (5, 2, 1, 2)))
-    beside = {row.label: {**marks, "linestyle": dash} for row, dash in zip(sweep.beside, dashes, strict=False)}
+    styles = [("<", (0, (1, 1))), (">", (0, (5, 2))), ("P", (0, (5, 2, 1, 2)))]
+    beside = {
+        row.label: {"color": QUIET, "marker": mark, "linestyle": dash}
+        for row, (mark, dash) in zip(sweep.beside, styles, strict=False)
+    }
     return looks(list(sweep.lines)) | beside
 
 
@@ -154,18 +157,21 @@ def _draw(axes: Axes, view: SuiteView, data: str, sweep: Sweep, places: Sequence
     for i, (label, line) in enumerate(sweep.lines.items()):
         shift = dodged(i, len(sweep.lines), 0.16)
         found = [(at[value] + shift, quality(view, line[value], data, view.primary)) for value in sorted(line)]
-        known = [(x, d) for x, d in found if d is not None]
-        if known:
-            spread = [[d.mean - d.low for _, d in known], [d.high - d.mean for _, d in known]]
-            xs, ys = [x for x, _ in known], [d.mean for _, d in known]
-            axes.errorbar(xs, ys, yerr=spread, capsize=2, ms=5, lw=1.2, **shown[label])
+        # Nothing instead of a value breaks the line: none bridges a missing point.
+        ys = [math.nan if d is None else d.mean for _, d in found]
+        low = [math.nan if d is None else d.mean - d.low for _, d in found]
+        high = [math.nan if d is None else d.high - d.mean for _, d in found]
+        axes.errorbar([x for x, _ in found], ys, yerr=[low, high], capsize=2, ms=5, lw=1.2, **shown[label])
     last = max(places)
     for i, row in enumerate(sweep.beside):
         beside = quality(view, row, data, view.primary)
         if beside is not None:
             look = shown[row.label]
             axes.axhline(beside.mean, color=look["color"], linestyle=look["linestyle"], lw=1.2, zorder=1)
-            axes.errorbar(last + 0.45 + 0.25 * i, beside.mean, yerr=spread_of(beside), capsize=2, fmt="_", color=QUIET)
+            at_right = last + 0.45 + 0.25 * i
+            axes.errorbar(
+                at_right, beside.mean, yerr=spread_of(beside), capsize=2, fmt=look["marker"], color=QUIET, ms=5
+            )
     axes.set_xticks(list(places), [f"{value:g}" for value in sweep.values])
     axes.grid(visible=False, axis="x")
 
