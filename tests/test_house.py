@@ -93,7 +93,7 @@ def test_wheel_holds_packages_suites_and_licence(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
-            if path.suffix in {".py", ".yaml", ".json", ".typed"}:
+            if path.suffix in {".py", ".yaml", ".json", ".typed", ".html", ".css", ".js"}:
                 assert path.relative_to(ROOT).as_posix() in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.split("/")[0] in {"tests", "results", "tools", "examples"}]
