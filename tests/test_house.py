@@ -403,4 +403,4 @@ def test_unknown_requirement_is_named(marked: Path) -> None:
     env = environment(FLR_BENCH_REQUIRE="bowser", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     done = subprocess.run(command, cwd=marked, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 4
-    assert "FLR_BENCH_REQUIRE names bowser; known: browser" in done.stderr
+    assert "FLR_BENCH_REQUIRE names bowser; known: axe, browser" in done.stderr
