@@ -28,12 +28,12 @@ def standings_table(view: SuiteView, found: Answer, seconds: Seconds) -> Table:
     metric = metric_title(view.primary)
     columns = (
         Column("method", "Method"),
-        Column("kind", "What it is"),
         Column(view.primary, metric, "mean", ranked=1),
         Column("behind", "Behind the first [95 % interval]", "interval"),
         Column("p", "p (one-sided)", "number", least=1e-4),
         Column("verdict", "May it be the best?"),
         Column("seconds", "Train + rank s", "number", digits=1),
+        Column("kind", "What it is"),
     )
     body = [_standing(view, found, standing, seconds) for standing in found.standings]
     others = len(found.standings) - 1
@@ -59,12 +59,12 @@ def _standing(view: SuiteView, found: Answer, standing: Standing, seconds: Secon
     words = "ruled out" if standing.is_ruled_out else "yes"
     return (
         Entry(row.label),
-        Entry(FAMILIES.get(row.family, row.family)),
         mean_entry(over_summary(view, row, found.data, view.primary)),
         Entry() if difference is None else Entry(value=difference.mean, low=difference.low, high=difference.high),
         Entry() if standing.p is None else Entry(value=standing.p),
         Entry("runs missing" if standing.mean is None else words),
         Entry() if spent is None else Entry(value=spent),
+        Entry(FAMILIES.get(row.family, row.family)),
     )
 
 
