@@ -16,6 +16,7 @@ from flr_bench import __version__
 from flr_bench.commands.cluster import cluster_app
 from flr_bench.commands.compare import diff, explain
 from flr_bench.commands.data import data_app
+from flr_bench.commands.inspect import inspect, inspect_user
 from flr_bench.commands.options import (
     CACHE,
     MLRUNS,
@@ -48,6 +49,7 @@ from flr_bench.commands.options import (
 )
 from flr_bench.commands.plan import plan
 from flr_bench.commands.refresh import refresh
+from flr_bench.commands.report import report
 from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
@@ -83,11 +85,9 @@ app.add_typer(store_app, name="store")
 app.add_typer(suites_app, name="suites")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
-inspect_app = typer.Typer(
-    help="Look into trained models: what a score owes to the search that ranks.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+inspect_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+inspect_app.callback(invoke_without_command=True)(inspect)
+inspect_app.command("user")(inspect_user)
 app.add_typer(inspect_app, name="inspect")
 
 
@@ -349,6 +349,7 @@ app.command()(explain)
 app.command()(reproduce)
 app.command()(score)
 app.command()(refresh)
+app.command()(report)
 app.command()(trace)
 
 

@@ -59,6 +59,11 @@ def _mount() -> bool:
     return done.returncode == 0
 
 
+def _axe() -> bool:
+    file = os.environ.get("FLR_BENCH_AXE")
+    return Path(file).is_file() if file else _program("npm")
+
+
 def _extra_data() -> bool:
     folder = os.environ.get("FLR_BENCH_EXTRA_DATA")
     return bool(folder) and Path(folder).is_dir()
@@ -67,6 +72,7 @@ def _extra_data() -> bool:
 REQUIREMENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "core": (lambda: True, ""),
     "browser": (lambda: _program("chromium", "chromium-browser", "google-chrome"), "Chromium is not installed"),
+    "axe": (_axe, "npm is not installed, which fetches axe-core, and FLR_BENCH_AXE names no axe.min.js"),
     "tex": (lambda: _program("pdflatex"), "pdflatex is not installed"),
     "siunitx": (_siunitx, "siunitx is not installed"),
     "mount": (_mount, "no tmpfs can be mounted"),

@@ -75,6 +75,9 @@ SuiteName = Annotated[
         "--suite", help="A bundled suite (flr-bench suites lists them) or a YAML file.", autocompletion=complete_suite
     ),
 ]
+RecordedSuite = Annotated[
+    str, typer.Option("--suite", help="A suite that was run, with its version if it is not the newest.")
+]
 MethodName = Annotated[str, typer.Argument(autocompletion=complete_method)]
 DataName = Annotated[str, typer.Argument(autocompletion=complete_data)]
 DataNames = Annotated[

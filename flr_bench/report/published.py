@@ -58,6 +58,24 @@ def refresh(folder: Path, *, add: bool = False) -> Refreshed:
             other code ranked some rows.
         DamagedFileError: a file cannot be read, a cell has no ranks, or ranks and manifest contradict each other.
     """
+    view, manifest = checked_view(folder)
+    _check_summaries(folder, view)
+    look = look_of(folder)
+    files = table_files(view, builders(view, look, QUALITY), look.endings) | _search_tables(folder, manifest)
+    if not add:
+        files = {name: content for name, content in files.items() if name in manifest["files"]}
+    files["manifest.json"] = json_bytes({**manifest, "files": {**manifest["files"], **checksums(files)}})
+    changed = tuple(name for name, content in sorted(files.items()) if not holds(folder / name, content))
+    return Refreshed(folder, files, changed)
+
+
+def checked_view(folder: Path) -> tuple[SuiteView, Json]:
+    """A published suite whose tables can be made again, and its manifest.
+
+    Raises:
+        UsageError: there is nothing published, or it cannot be read without the store.
+        DamagedFileError: a file cannot be read, or the manifest says too little.
+    """
     path = folder / "manifest.json"
     if not path.is_file():
         raise UsageError(
@@ -67,15 +85,7 @@ def refresh(folder: Path, *, add: bool = False) -> Refreshed:
     if absent := [key for key in NEEDED if key not in manifest]:
         raise DamagedFileError(f"{path} says nothing of {', '.join(absent)}; get the folder anew")
     _refuse_what_needs_the_store(folder, manifest)
-    view = SuiteView(PublishedReader(folder, manifest), _record(manifest))
-    _check_summaries(folder, view)
-    look = look_of(folder)
-    files = table_files(view, builders(view, look, QUALITY), look.endings) | _search_tables(folder, manifest)
-    if not add:
-        files = {name: content for name, content in files.items() if name in manifest["files"]}
-    files["manifest.json"] = json_bytes({**manifest, "files": {**manifest["files"], **checksums(files)}})
-    changed = tuple(name for name, content in sorted(files.items()) if not holds(folder / name, content))
-    return Refreshed(folder, files, changed)
+    return SuiteView(PublishedReader(folder, manifest), _record(manifest)), manifest
 
 
 def published_view(folder: Path) -> SuiteView | None:

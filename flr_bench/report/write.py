@@ -177,7 +177,7 @@ def write_search(store_root: Path, results: Path, suite: str, profile: str) -> l
     view = SuiteView(store, read_json(path))
     folder = results / view.folder
     make_folder(folder)
-    files, entry = _search_files(view.version, measure(view), _environments(view))
+    files, entry = _search_files(view.version, measure(view), environments(view))
     manifest = _old_manifest(folder) or {"format": 1, "suite": view.version, "profile": view.profile}
     others = {name: sha for name, sha in (manifest.get("files") or {}).items() if not SEARCH_FILE.fullmatch(str(name))}
     files["manifest.json"] = json_bytes({**manifest, "search": entry, "files": {**others, **checksums(files)}})
@@ -298,7 +298,7 @@ def _searches(view: SuiteView, folder: Path, endings: Sequence[str]) -> tuple[di
     """
     inspected = search_view(view.store, view)
     if inspected is not None:
-        return _search_files(inspected.version, measure(inspected), _environments(inspected), endings)
+        return _search_files(inspected.version, measure(inspected), environments(inspected), endings)
     published = (_old_manifest(folder) or {}).get("search")
     if not isinstance(published, dict) or not any(folder.glob("search*.parquet")):
         return {}, None
@@ -306,8 +306,8 @@ def _searches(view: SuiteView, folder: Path, endings: Sequence[str]) -> tuple[di
     rows = [(part["data"], row) for part in published["data"] for row in part["rows"]]
     if not all(is_current(fits, {data: row["cells"]}) for data, row in rows):
         return {}, None
-    environments = published.get("environments") or []
-    return _search_files(str(published["suite"]), read_published(folder), environments, endings)
+    ran = published.get("environments") or []
+    return _search_files(str(published["suite"]), read_published(folder), ran, endings)
 
 
 def _search_files(
@@ -392,7 +392,7 @@ def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None, loo
         "data": {name: _data_entry(view, name) for name in view.data},
         "rows": [_row_entry(view, row) for row in view.rows],
         "fits": _fit_entries(view),
-        "environments": _environments(view),
+        "environments": environments(view),
         "files": checksums(files),
         **({} if search is None else {"search": search}),
         **({"shown": look.record()} if look.record() else {}),
@@ -468,7 +468,7 @@ def _fit_entries(view: SuiteView) -> Json:
     }
 
 
-def _environments(view: SuiteView) -> list[Json]:
+def environments(view: SuiteView) -> list[Json]:
     """The distinct environments (commit, versions, device) with the cells that ran in each."""
     cells: dict[str, list[str]] = {}
     known: dict[int, str] = {}
