@@ -38,7 +38,8 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
     points = sorted(_cost_points(view, data), key=lambda point: -point[2].mean)
     if not points:
         return None
-    figure = Figure(figsize=(9.0, max(4.4, 0.2 * len(points) + 1.2)), layout="constrained")
+    longest = max(len(row.label) for row, *_ in points)
+    figure = Figure(figsize=(6.4 + 0.07 * longest, max(4.4, 0.2 * len(points) + 1.2)), layout="constrained")
     axes = figure.subplots()
     families = looks(list(dict.fromkeys(row.family for row, *_ in _cost_points(view, data))))
     marks = marks_of(decodings_of(view.rows))
@@ -51,7 +52,7 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
     axes.set_xscale("log")
     plain_log_ticks(axes)
     _names(axes, points, {label for *_, label in front})
-    axes.set_xlabel("seconds to train and rank (mean over seeds, without what is prepared once for all)")
+    axes.set_xlabel("seconds to train and rank")
     axes.set_ylabel(f"{metric_title(view.primary)}, 95 % interval")
     _head(figure, view, data, least=min(seconds for _, seconds, _ in points) <= LEAST_SECONDS)
     by_family = {name: {"color": look["color"], "marker": "o", "linestyle": "none"} for name, look in families.items()}
@@ -94,7 +95,8 @@ def _cost_points(view: SuiteView, data: str) -> Iterator[Point]:
 
 
 def _head(figure: Figure, view: SuiteView, data: str, *, least: bool) -> None:
-    below = f"What takes less than {LEAST_SECONDS:g} s stands at {LEAST_SECONDS:g} s." if least else ""
+    what = "Seconds are means over seeds, without what is prepared once for all rows."
+    below = f"{what} What takes less than {LEAST_SECONDS:g} s stands there." if least else what
     headline(figure, figure_title(view, data), below, gap_sentence(gaps(view, _competing(view, data), data)))
 
 
