@@ -380,6 +380,7 @@ def _also_steps(row: dict[str, Any]) -> None:
         row["point"]["steps"] = row["point"]["factors"]
 
 
+@pytest.mark.slow
 def test_every_figure_is_the_same_when_made_again_and_no_words_lie_outside(every: dict[str, SuiteView]) -> None:
     for name, view in every.items():
         first, second = _svg(draw(view, name)), _svg(draw(view, name))
