@@ -44,6 +44,10 @@ def _postgres() -> bool:
     return _program("initdb") or any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
+def _siunitx() -> bool:
+    return _program("kpsewhich") and not subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True).returncode
+
+
 def _mount() -> bool:
     """Whether a file system of some kilobytes can be had, to fill it."""
     if os.geteuid() != 0 or not _program("mount"):
@@ -64,6 +68,7 @@ REQUIREMENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "core": (lambda: True, ""),
     "browser": (lambda: _program("chromium", "chromium-browser", "google-chrome"), "Chromium is not installed"),
     "tex": (lambda: _program("pdflatex"), "pdflatex is not installed"),
+    "siunitx": (_siunitx, "siunitx is not installed"),
     "mount": (_mount, "no tmpfs can be mounted"),
     "postgres": (_postgres, "PostgreSQL is not installed"),
     "extra_data": (_extra_data, "FLR_BENCH_EXTRA_DATA names no folder"),

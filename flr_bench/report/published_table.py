@@ -91,7 +91,9 @@ def _own_words(row: Row, hits: str, backbone: str) -> tuple[Entry, ...]:
 
 def _own(view: SuiteView, row: Row, data: str, metrics: Sequence[str], hits: str) -> Iterator[Entry]:
     ending = "_title" if hits == "title" else ""
-    return (mean_entry(over_summary(view, row, data, metric + ending)) for metric in metrics)
+    for metric in metrics:
+        name = metric + ending
+        yield mean_entry(over_summary(view, row, data, name)) if _has(view, data, name) else Entry()
 
 
 def _own_backbone(view: SuiteView) -> str:
@@ -156,8 +158,9 @@ def long_table(files: Sequence[PublishedFile]) -> Table:
         source, setting = file.source, file.setting
         for row in file.rows:
             for key, figures in row.figures.items():
-                told = (source.text, source.reference, source.kind, source.place, file.data[key].title, setting.data)
-                told += (setting.hits, setting.backbone, setting.search, row.label, row.reasoner, row.decoding)
+                origin = (source.text, source.reference, source.kind, source.place, file.data[key].title)
+                how = (setting.data, setting.hits, setting.backbone, setting.search)
+                told = (*origin, *how, row.label, row.reasoner, row.decoding)
                 for metric, value in figures.items():
                     body.append((*(Entry(text or "") for text in (*told, metric)), Entry(value=value)))
     return Table("published", "Published figures", "", columns, tuple(body))

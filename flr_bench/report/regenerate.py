@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flr_bench.errors import UsageError
+from flr_bench.report.error_rates import error_rate_tables
 from flr_bench.report.published import refresh
 from flr_bench.report.published_page import FOLDER, published_files
 from flr_bench.report.write import holds, make_folder, write_file
 
 ELSEWHERE = {
-    "simulations": "python -m flr_bench.report.error_rates",
+    "simulations": "rates and pictures by python -m flr_bench.report.error_rates",
     "benchmarks": "the commands that its files name; measured",
     "tuning": "flr-bench tune, from its store",
 }
@@ -40,7 +41,7 @@ class Regenerated:
 
 
 def regenerate(results: Path, folders: Sequence[Path] | None = None, *, add: bool = False) -> Regenerated:
-    """Make tables again: of the folders given, or of everything published in ``results`` and ``results/published``.
+    """Make tables again: of the folders given, or of everything in ``results``: suites, ``published``, ``simulations``.
 
     Args:
         results: the results folder.
@@ -65,6 +66,10 @@ def regenerate(results: Path, folders: Sequence[Path] | None = None, *, add: boo
     if folders is None:
         if add or (results / FOLDER).is_dir():
             page = {results / name: content for name, content in published_files(results).items()}
+            files |= {path: content for path, content in page.items() if not holds(path, content)}
+        if (results / "simulations/significance.csv").is_file():
+            simulated = error_rate_tables(results / "simulations")
+            page = {results / "simulations" / name: content for name, content in simulated.items()}
             files |= {path: content for path, content in page.items() if not holds(path, content)}
         left.append(FROM_STORE)
         left += [f"{results / name}: {command}" for name, command in ELSEWHERE.items() if (results / name).is_dir()]

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ROUNDING = 1e-15
+"""A smaller difference of two means is none."""
+
 
 # ---------------------------------------------------------------- table
 def search_table(found: SearchData) -> Table:
@@ -90,8 +93,6 @@ WORDS = (
     "the search itself proved to be the true top k. Nodes expanded: title tokens run per example. Mean ± standard "
     "deviation over seeds."
 )
-
-ROUNDING = 1e-15
 
 
 def _entries(row: SearchRow, exact: SearchRow, mask: Bools | None) -> tuple[Entry, ...]:
