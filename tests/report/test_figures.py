@@ -219,6 +219,15 @@ def test_a_missing_level_is_named(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- beams
+def test_a_method_whose_own_ranking_is_missing_is_not_drawn_at_all(tmp_path: Path) -> None:
+    store = condition_store(tmp_path)
+    drop_rank(store, "fragile", "sasrec", 0)
+    figure = draw(view_of(store, "fragile"), "robustness")
+    values = figure.axes[0].containers[0].lines[0].get_ydata()
+    assert all(math.isnan(value) for value in values)
+    assert "sasrec (1/2)" in headline_of(figure)
+
+
 def test_beam_error_falls_with_the_beams_in_a_row_per_decoding(tmp_path: Path) -> None:
     view = view_of(search_store(tmp_path, missed=2), "decoding")
     figure = draw(view, "beams")
@@ -396,6 +405,10 @@ def _svg(figure: Any) -> bytes:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     renderer = FigureCanvasAgg(figure).get_renderer()
     frame = figure.bbox
+    for legend in figure.legends:
+        box = legend.get_window_extent(renderer)
+        assert box.x0 >= frame.x0 - SLACK, "the legend is cut off"
+        assert box.x1 <= frame.x1 + SLACK, "the legend is cut off"
     for axes in figure.axes:
         if not axes.axison:
             continue
