@@ -25,6 +25,7 @@ from tests.report.figure_stores import (
     WIDTHS,
     condition_store,
     edit_rows,
+    prepare_catalog,
     search_store,
     sweep_store,
     thought_store,
@@ -365,6 +366,7 @@ def every(store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Su
     root = tmp_path_factory.mktemp("every")
     sweep = sweep_store(root / "sweep")
     edit_rows(sweep, "sweep", _also_steps)
+    prepare_catalog(root / "thoughts" / "cache")
     made = {
         "main": view_of(store, "main"),
         "ablations": view_of(store, "ablations"),
@@ -380,8 +382,8 @@ def every(store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Su
         "sweeps": "sweep",
         "robustness": "fragile",
     }
-    suites |= {"beams": "decoding", **dict.fromkeys(("attention", "gates", "cosines"), "thoughts")}
-    return {name: made[suites.get(name, "main")] for name in FIGURES if name != "genres"}
+    suites |= {"beams": "decoding", **dict.fromkeys(("attention", "gates", "genres", "cosines"), "thoughts")}
+    return {name: made[suites.get(name, "main")] for name in FIGURES}
 
 
 def _also_steps(row: dict[str, Any]) -> None:
