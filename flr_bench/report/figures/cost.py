@@ -38,22 +38,31 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
     points = sorted(_cost_points(view, data), key=lambda point: -point[2].mean)
     if not points:
         return None
-    figure = Figure(figsize=(9.0, max(4.4, 0.2 * len(points) + 1.2)), layout="constrained")
+    longest = max(len(row.label) for row, *_ in points)
+    figure = Figure(figsize=(6.4 + 0.07 * longest, max(4.4, 0.2 * len(points) + 1.2)), layout="constrained")
     axes = figure.subplots()
     families = looks(list(dict.fromkeys(row.family for row, *_ in _cost_points(view, data))))
     marks = marks_of(decodings_of(view.rows))
     for row, seconds, found in points:
         look = {"color": families[row.family]["color"], "marker": marks[row.decoding or ""]}
-        axes.errorbar(seconds, found.mean, yerr=spread_of(found), fmt="none", ecolor=look["color"], lw=0.8, alpha=0.45)
-        axes.plot(seconds, found.mean, ms=6, mec="white", mew=0.6, linestyle="none", zorder=3, **look)
+        x = max(seconds, LEAST_SECONDS)
+        axes.errorbar(x, found.mean, yerr=spread_of(found), fmt="none", ecolor=look["color"], lw=0.8, alpha=0.45)
+        axes.plot(x, found.mean, ms=6, mec="white", mew=0.6, linestyle="none", zorder=3, **look)
     front = pareto_front([(seconds, found.mean, row.label) for row, seconds, found in points])
-    axes.plot([x for x, *_ in front], [y for _, y, _ in front], color=QUIET, lw=1.0, drawstyle="steps-post", zorder=1)
+    axes.plot(
+        [max(x, LEAST_SECONDS) for x, *_ in front],
+        [y for _, y, _ in front],
+        color=QUIET,
+        lw=1.0,
+        drawstyle="steps-post",
+        zorder=1,
+    )
     axes.set_xscale("log")
     plain_log_ticks(axes)
     _names(axes, points, {label for *_, label in front})
-    axes.set_xlabel("seconds to train and rank (mean over seeds, without what is prepared once for all)")
+    axes.set_xlabel("seconds to train and rank")
     axes.set_ylabel(f"{metric_title(view.primary)}, 95 % interval")
-    _head(figure, view, data, least=min(seconds for _, seconds, _ in points) <= LEAST_SECONDS)
+    _head(figure, view, data, least=min(seconds for _, seconds, _ in points) < LEAST_SECONDS)
     by_family = {name: {"color": look["color"], "marker": "o", "linestyle": "none"} for name, look in families.items()}
     by_mark = {
         name or "no decoding": {"color": "0.3", "marker": mark, "linestyle": "none"} for name, mark in marks.items()
@@ -65,12 +74,16 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
 def cost_says(view: SuiteView, data: str) -> str:
     """The rows that no other beats at less cost, from the cheapest to the best."""
     front = pareto_front([(seconds, found.mean, row.label) for row, seconds, found in _cost_points(view, data)])
-    shown = [f"{label} ({seconds:.3g} s, {value:.4f})" for seconds, value, label in front]
+    shown = [f"{label} ({_seconds(seconds)} s, {value:.4f})" for seconds, value, label in front]
     return sentences(
         f"{metric_title(view.primary)} on {data} against the seconds to train and rank. No other row has more for "
         f"less than these: {', '.join(shown)}.",
         gap_sentence(gaps(view, _competing(view, data), data)),
     )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds >= LEAST_SECONDS else f"under {LEAST_SECONDS:g}"
 
 
 def pareto_front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
@@ -90,11 +103,12 @@ def _cost_points(view: SuiteView, data: str) -> Iterator[Point]:
     for row in _competing(view, data):
         seconds, found = total_seconds(view, row, data).mean, quality(view, row, data, view.primary)
         if seconds is not None and found is not None:
-            yield row, max(seconds, LEAST_SECONDS), found
+            yield row, seconds, found
 
 
 def _head(figure: Figure, view: SuiteView, data: str, *, least: bool) -> None:
-    below = f"What takes less than {LEAST_SECONDS:g} s stands at {LEAST_SECONDS:g} s." if least else ""
+    what = "Seconds are means over seeds, without what is prepared once for all rows."
+    below = f"{what} What takes less than {LEAST_SECONDS:g} s stands there." if least else what
     headline(figure, figure_title(view, data), below, gap_sentence(gaps(view, _competing(view, data), data)))
 
 
@@ -106,7 +120,7 @@ def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
     for (row, seconds, found), place in zip(points, spaced(wanted, height), strict=True):
         axes.annotate(
             row.label,
-            (seconds, found.mean),
+            (max(seconds, LEAST_SECONDS), found.mean),
             xytext=(1.03, place),
             textcoords="axes fraction",
             va="center",

@@ -50,7 +50,7 @@ def curves_figure(view: SuiteView, data: str) -> Figure | None:
     shown = looks(list(dict.fromkeys(_model(fit) for drawn in panels.values() for fit in drawn)))
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    size = (3.0 * columns + 0.4, 2.3 * lines + 0.2 * -(-len(shown) // 4) + 0.6)
+    size = (max(3.0 * columns, 5.0) + 0.4, 2.3 * lines + 0.2 * -(-len(shown) // 4) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes, ((stage, name), drawn) in zip(grid.flat, panels.items(), strict=False):

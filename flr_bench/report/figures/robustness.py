@@ -130,7 +130,7 @@ def _panel(axes: Axes, change: str, found: Sequence[Kept], shown: Mapping[str, M
         # Nothing instead of a value breaks the line: none bridges a missing level.
         known = [(one.level, one.percent or (math.nan,) * 3) for one in found if one.method == method]
         points = [(level if isinstance(level, float) else float(levels.index(level)), p) for level, p in known]
-        if whole is not None:
+        if whole is not None and any(not math.isnan(p[0]) for _, p in points):
             points = sorted([*points, (whole, (100.0, 100.0, 100.0))])
         shift = dodged(methods.index(method), len(methods), width)
         spread = [[p[0] - p[1] for _, p in points], [p[2] - p[0] for _, p in points]]

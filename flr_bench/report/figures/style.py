@@ -28,6 +28,8 @@ COLOURS = 8
 QUIET, INK = "0.45", "0.15"
 CHARACTERS_PER_INCH = 13
 """Of the font that headlines are set in, with room to spare."""
+BESIDE_LABEL = 8
+"""Characters that a legend's line and the gap to the next column take."""
 
 
 def rendered(draw: Callable[[], Figure | None]) -> dict[str, bytes]:
@@ -96,11 +98,13 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def legend_below(figure: Figure, shown: Mapping[str, Mapping[str, Any]], columns: int = 4) -> None:
-    """A legend under all panels, so that it hides nothing."""
+    """A legend under all panels, so that it hides nothing, in as many columns as fit and at most ``columns``."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, **{"lw": 1.2, "ms": 5, **look}) for name, look in shown.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns), frameon=False)
+    fitting = int(CHARACTERS_PER_INCH * figure.get_figwidth() / (BESIDE_LABEL + max(map(len, shown))))
+    count = max(1, min(len(handles), columns, fitting))
+    figure.legend(handles=handles, loc="outside lower center", ncols=count, frameon=False)
 
 
 def headline(figure: Figure, title: str, *notes: str) -> None:
