@@ -108,11 +108,11 @@ class Browser:
         """Until the page shows a text."""
         self.wait(f"document.body.innerText.includes({json.dumps(text)})")
 
-    def settle(self, seconds: float = 1.5) -> None:
+    def settle(self, seconds: float = 1.2) -> None:
         """Until the page has not changed for so long: charts come late and move."""
-        last, since, until = "", time.monotonic(), time.monotonic() + 30
+        last, since, until = "", time.monotonic(), time.monotonic() + 12
         while time.monotonic() < min(since + seconds, until):
-            shown = str(self.run("document.body.innerHTML.length + document.body.innerText"))
+            shown = str(self.run("document.body?.innerText"))
             if shown != last:
                 last, since = shown, time.monotonic()
             time.sleep(0.3)
@@ -121,8 +121,8 @@ class Browser:
         """Click on what a JavaScript expression names, as a mouse would."""
         self.wait(element)
         box = self.run(
-            f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'nearest'}}); const b = e.getBoundingClientRect();"
-            " return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'nearest'}}); "
+            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
         place = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):

@@ -31,6 +31,7 @@ from flr_bench.tracking.content import (
     flat,
     safe,
 )
+from flr_bench.tracking.views import suite_page, write_page
 
 # Names that begin so are not shown among the tags.
 WRITER_TAG = "mlflow.flr_bench.writer"
@@ -136,6 +137,9 @@ class Mirror:
         tags |= {NOTE_TAG: suite.note, "mlflow.source.name": "flr-bench", "mlflow.source.type": "LOCAL"}
         run = self._create(suite, tags, None)
         self._log(run, (), flat(suite.settings))
+        if suite.metrics:
+            page = suite_page(suite.description, [safe(name) for name in suite.metrics])
+            write_page(self.client, self.experiment(suite), page)
         return run
 
     def end(self, run: str, status: str) -> None:

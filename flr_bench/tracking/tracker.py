@@ -171,11 +171,10 @@ class Tracker:
         Returns:
             How many trials were sent; 0 if MLflow cannot be reached, which is told in one line.
         """
-        sent = 0
+        prepare_import()
         with self._tolerant("the same command later sends what is missing"):
-            prepare_import()
-            sent = send_studies(self._mirror, studies)
-        return sent
+            return send_studies(self._mirror, studies)
+        return 0
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
@@ -248,9 +247,7 @@ class Tracker:
         reason = _reason(error)
         if not isinstance(error, errors()):
             reason = f"{type(error).__name__}: {reason}"
-        self._tell(
-            f"MLflow at {self.uri} cannot be written ({reason}); the run goes on, nothing is lost: {remedy}"
-        )
+        self._tell(f"MLflow at {self.uri} cannot be written ({reason}); the run goes on, nothing is lost: {remedy}")
 
     def _tell(self, line: str) -> None:
         if not self._told:

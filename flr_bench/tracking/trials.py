@@ -13,6 +13,7 @@ from typing import Any
 
 from flr_bench.tracking.content import CELL_TAG, KIND_TAG, NAME_TAG, NOTE_TAG, PARENT_TAG, safe
 from flr_bench.tracking.mirror import Mirror
+from flr_bench.tracking.views import tuning_page, write_page
 
 STUDY_TAG, TRIAL_TAG = "study", "trial"
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -73,6 +74,16 @@ class StudyContent:
         done = [trial for trial in self.trials if trial.state == "complete" and trial.value is not None]
         return max(done, key=lambda trial: (trial.value or 0.0, -trial.number)) if done else None
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"tune {self.method} · {self.data} · {self.profile}"
+
+    def as_listed(self) -> tuple[str, str, list[str], str]:
+        """What its view on the experiment's page needs: key, name, parameters, metric."""
+        params = sorted({safe(name) for trial in self.trials for name in trial.params})
+        return self.key, self.name, params, self.metric_name()
+
     def tags(self) -> dict[str, str]:
         """What all its runs are tagged with."""
         about = {"suite": self.suite, "profile": self.profile, "data": self.data, "method": self.method}
@@ -90,7 +101,11 @@ def send_studies(mirror: Mirror, studies: Sequence[StudyContent]) -> int:
     Returns:
         How many trials were sent.
     """
-    return sum(_send(mirror, study) for study in studies)
+    sent = sum(_send(mirror, study) for study in studies)
+    for name in dict.fromkeys(study.experiment for study in studies):
+        shown = [study.as_listed() for study in studies if study.experiment == name and study.trials]
+        write_page(mirror.client, mirror.experiment_named(name), tuning_page(shown))
+    return sent
 
 
 def _send(mirror: Mirror, study: StudyContent) -> int:
@@ -109,8 +124,7 @@ def _send(mirror: Mirror, study: StudyContent) -> int:
 
 
 def _parent(client: Any, experiment: str, study: StudyContent) -> str:
-    name = f"tune {study.method} · {study.data} · {study.profile}"
-    run = client.create_run(experiment, tags={**study.tags(), KIND_TAG: "study"}, run_name=name)
+    run = client.create_run(experiment, tags={**study.tags(), KIND_TAG: "study"}, run_name=study.name)
     return str(run.info.run_id)
 
 
