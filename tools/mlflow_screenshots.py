@@ -63,7 +63,7 @@ def served(mlruns: Path) -> Iterator[str]:
         until = time.monotonic() + 120
         while time.monotonic() < until:
             with suppress(OSError):
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break
             time.sleep(0.5)
         yield address
