@@ -12,6 +12,7 @@ import posixpath
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def linked_files() -> list[str]:
     found: dict[str, None] = {}
     while pages:
         page = pages.pop()
-        for path, _ in local_links(page, (ROOT / page).read_text(encoding="utf-8")):
+        for path, _ in local_links(page, filled((ROOT / page).read_text(encoding="utf-8"))):
             if path.startswith("docs/") or path in found or not (ROOT / path).is_file():
                 continue
             found[path] = None
@@ -102,6 +103,7 @@ def linked_files() -> list[str]:
 # --- generated parts ---------------------------------------------------------------------------
 
 
+@cache
 def methods() -> str:
     """Every method that comes with the package: what it is, and its parameters."""
     from flr_bench.registry import RECOMMENDERS
@@ -130,10 +132,6 @@ def _described(text: str) -> str:
     text = re.sub(r"^\.\. math::\s*(.+(?:\n[ \t]+.+)*)", r"```text\n\1\n```", text, flags=re.MULTILINE)
     text = re.sub(r":math:`([^`]*)`", r"`\1`", text)
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text)
-    return text.replace("``", "`").replace("```text", "```text") if "```" not in text else _fences_kept(text)
-
-
-def _fences_kept(text: str) -> str:
     return outside_code(text, lambda part: part.replace("``", "`"))
 
 
@@ -152,9 +150,10 @@ def _parameters(model: Any) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "or").replace("<", "&lt;").replace("*", r"\*").replace("_", r"\_")
+    return re.sub(r"([\\*_\[\]])", r"\\\1", text.replace("|", "or").replace("<", "&lt;"))
 
 
+@cache
 def suites() -> str:
     """Every suite that ships: what it is about, its size, and its file."""
     from flr_bench.runner.listing import shipped
@@ -170,6 +169,7 @@ def suites() -> str:
     return "\n".join(rows)
 
 
+@cache
 def commands() -> str:
     """Every command with its arguments and options."""
     import typer.main

@@ -90,7 +90,7 @@ class Browser:
         self.call("Page.navigate", url="about:blank")  # an address that differs in its fragment only is not loaded anew
         self.call("Page.navigate", url=address)
 
-    def wait(self, condition: str, seconds: float = 60) -> None:
+    def wait(self, condition: str, seconds: float = 240) -> None:
         """Until a JavaScript expression is true.
 
         Raises:

@@ -137,10 +137,13 @@ class Mirror:
         tags |= {NOTE_TAG: suite.note, "mlflow.source.name": "flr-bench", "mlflow.source.type": "LOCAL"}
         run = self._create(suite, tags, None)
         self._log(run, (), flat(suite.settings))
+        self._page(suite)
+        return run
+
+    def _page(self, suite: SuiteContent) -> None:
         if suite.metrics:
             page = suite_page(suite.description, [safe(name) for name in suite.metrics])
             write_page(self.client, self.experiment(suite), page)
-        return run
 
     def end(self, run: str, status: str) -> None:
         """End a run with one of the runner's words, or MLflow's own."""
@@ -229,6 +232,7 @@ class Mirror:
             missing = [self._missing(suite, store, parent) for suite in suites]
             total = sum(len(one.folders) + len(one.failures) for one in missing)
             for one in missing:
+                self._page(one.suite)
                 under = self._send(one, parent, done, lambda: settings.report(done.sent, total))
                 if settings.tables is not None:
                     self._sync_tables(one.suite, under, settings.tables)

@@ -80,9 +80,13 @@ class StudyContent:
         return f"tune {self.method} · {self.data} · {self.profile}"
 
     def as_listed(self) -> tuple[str, str, list[str], str]:
-        """What its view on the experiment's page needs: key, name, parameters, metric."""
-        params = sorted({safe(name) for trial in self.trials for name in trial.params})
-        return self.key, self.name, params, self.metric_name()
+        """What its view on the experiment's page needs: key, name, parameters that differ, metric."""
+        values: dict[str, set[str]] = {}
+        for trial in self.trials:
+            for name, value in trial.params.items():
+                values.setdefault(safe(name), set()).add(str(value))
+        varied = sorted(name for name, found in values.items() if len(found) > 1)
+        return self.key, self.name, varied or sorted(values), self.metric_name()
 
     def tags(self) -> dict[str, str]:
         """What all its runs are tagged with."""

@@ -18,7 +18,7 @@ VIEW_TAG = "mlflow.sharedViewState."
 KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 """What makes MLflow show pages for training runs and leave out those for chat applications."""
 SECTION = "To begin with"
-FOLDED = ("epoch", "system", "Model metrics", "System metrics")
+FOLDED = ("epoch", "Model metrics", "System metrics")
 """Sections in which MLflow puts a chart for every other metric; there are dozens, so they begin folded."""
 CURVES = ("epoch/valid_nll", "epoch/nll", "epoch/valid_nll by 0.01 epoch", "epoch/reward_mean by 0.01 epoch")
 RANKINGS, FITS = "tags.kind = 'rank'", "tags.kind = 'fit'"
@@ -79,6 +79,7 @@ class View:
         order: the column that the list is sorted by, highest first.
         charts: in order.
         group: the tag whose values are drawn as means over their runs; every run for itself if none.
+        abreast: how many charts stand side by side.
     """
 
     name: str
@@ -87,6 +88,7 @@ class View:
     order: str
     charts: tuple[Chart, ...] = ()
     group: str | None = None
+    abreast: int = 2
 
     @property
     def key(self) -> str:
@@ -116,13 +118,14 @@ class View:
             "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         }
         charts = [chart.state(number) for number, chart in enumerate(self.charts)]
-        sections = [_section(name, name == SECTION) for name in (SECTION, *FOLDED)]
+        sections = [_section(SECTION) | {"columns": self.abreast}]
+        sections += [_section(name) | {"display": False} for name in FOLDED]
         return shown | ({"compareRunCharts": charts, "compareRunSections": sections} if charts else {})
 
 
-def _section(name: str, display: bool) -> dict[str, Any]:
+def _section(name: str) -> dict[str, Any]:
     plain = {"isReordered": False, "deleted": False, "isGenerated": False}
-    return {"uuid": name, "name": name, "display": display, **plain}
+    return {"uuid": name, "name": name, "display": True, **plain}
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def tuning_page(studies: Sequence[tuple[str, str, Sequence[str], str]]) -> Page:
         axes = tuple(params)
         columns = (tag("trial"), tag("state"), metric(measured), metric("seconds"), *map(param, axes))
         charts = (Chart("PARALLEL", (measured,), axes), Chart("BAR", (measured,)), Chart("BAR", ("seconds",)))
-        views.append(View(name, f"tags.study = '{key}' and tags.kind = 'trial'", columns, metric(measured), charts))
+        trials = f"tags.kind = 'trial' and tags.study = '{key}'"
+        views.append(View(name, trials, columns, metric(measured), charts, abreast=1))
     note = (
         "A run for each study, and below it one for each trial; figures are of the valid examples, none of test. "
         "The button *Views* has a list and a chart of parallel coordinates for each study."
