@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer import BadParameter
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -127,6 +131,31 @@ def test_links_out_of_the_docs_are_turned_and_their_files_added() -> None:
     assert SITE.turned("docs/explanation/search.md", code) == code
     added = SITE.linked_files()
     assert {"README.md", "CONTRIBUTING.md", "results/simulations/significance.png"} <= set(added)
+
+
+def test_pictures_are_small_and_the_guide_names_the_version_that_they_are_of() -> None:
+    pictures = sorted((DOCS / "assets").rglob("*.png"))
+    assert pictures
+    assert [picture.name for picture in pictures if picture.stat().st_size > 150_000] == []
+    guide = (DOCS / "how-to" / "compare-in-mlflow.md").read_text(encoding="utf-8")
+    assert all(f"mlflow/{picture.name}" in guide for picture in pictures)
+    pinned = re.search(r"^mlflow==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert pinned
+    assert f"MLflow {pinned[1]}" in guide
+
+
+def test_what_the_site_needs_is_declared_and_pinned() -> None:
+    described = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {
+        canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines) if version
+    }
+    for requirement in map(Requirement, described["optional-dependencies"]["docs"]):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    assert "mkdocs build --strict" in tox["testenv:docs"]["commands"]
+    assert {"mkdocs", "mkdocs-material"} <= set(tox["testenv:docs"]["deps"].split())
 
 
 # --- code ----------------------------------------------------------------------------------------

@@ -137,6 +137,8 @@ class Guide:
 
     def search(self, text: str) -> None:
         """Put a filter into the field above the list."""
+        found = "document.body.innerText.match(/\\d+ matching runs/)[0]"
+        before = self.browser.run(found)
         field = "document.querySelector('input[placeholder*=\"metrics.rmse\"]')"
         self.browser.click(field)
         self.browser.run(f"{field}.select()")
@@ -145,6 +147,7 @@ class Guide:
             self.browser.call(
                 "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
             )
+        self.browser.wait(f"{found} !== '{before}'")
         self.browser.click("document.querySelector('h2, h1')")  # away from the field, whose help covers the charts
         self.browser.settle(SETTLE)
 

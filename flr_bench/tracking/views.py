@@ -152,12 +152,12 @@ def suite_page(description: str, metrics: Sequence[str]) -> Page:
     """
     primary = metrics[0]
     about = (tag("data"), tag("seed"))
-    shown = tuple(metric(name) for name in metrics)
+    shown = tuple(metric(name) for name in metrics[:3])  # tags come after metrics, and should be in sight
     bars = tuple(Chart("BAR", (name,)) for name in metrics)
     curves = tuple(Chart("LINE", (name,)) for name in (f"epoch/{primary}", *CURVES))
     fits = (tag("method"), tag("stage"), *about, metric("best_epoch"), metric("nll_valid_after"), metric("seconds"))
     views = (
-        View("Rankings, best first", RANKINGS, (tag("row"), *about, *shown, metric("seconds")), metric(primary), bars),
+        View("Rankings, best first", RANKINGS, (*shown, tag("row"), *about), metric(primary), bars),
         View("Rows, means over seeds", RANKINGS, shown, metric(primary), bars, group="row"),
         View("Training curves", FITS, fits, metric("seconds"), curves),
     )
