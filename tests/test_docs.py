@@ -121,6 +121,14 @@ def test_site_loads_nothing_from_elsewhere() -> None:
         )
 
 
+def test_docstrings_lose_their_roles_and_keep_their_formulas() -> None:
+    assert SITE.on_page_content("a :class:<code>Trace</code>") == "a <code>Trace</code>"
+    assert SITE.on_page_content("<p>.. math:: a = b</p>") == "<pre><code>a = b</code></pre>"
+    assert SITE._described("One ``x`` of :class:`~a.B`.\n\n.. math:: a = b\n\nEnd.") == (
+        "One `x` of `a.B`.\n\n```text\na = b\n```\n\nEnd."
+    )
+
+
 def test_links_out_of_the_docs_are_turned_and_their_files_added() -> None:
     text = "[table](../../results/main/cpu/main.md#x) [page](flr.md) [folder](../../results/) ![f](../../LICENSE)"
     assert SITE.turned("docs/explanation/search.md", text) == (

@@ -234,3 +234,31 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     source = page.file.src_uri
     path = source.removeprefix(f"{ADDED}/") if source.startswith(f"{ADDED}/") else f"docs/{source}"
     return turned(path, filled(markdown))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings' roles and displayed formulas, which the handler leaves as they are written."""
+    html = re.sub(r":\w+:(<code>)~?", r"\1", html)
+    return re.sub(r"<p>\.\. math::\s*(.*?)</p>", r"<pre><code>\1</code></pre>", html, flags=re.DOTALL)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that would load something from elsewhere.
+
+    Raises:
+        PluginError: names what and where.
+    """
+    from mkdocs.exceptions import PluginError
+
+    found = loaded_from_elsewhere(output)
+    if found:
+        raise PluginError(f"{page.file.src_uri} loads {', '.join(found)}: the site must work without a network")
+    return output
+
+
+def loaded_from_elsewhere(html: str) -> list[str]:
+    """Addresses of scripts, styles, pictures and frames that are not of the site."""
+    tags = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?((?:https?:)?//[^\"'\s>]+)", html)
+    links = re.findall(r"<link\b[^>]*>", html)
+    styles = [re.search(r"href=[\"']?((?:https?:)?//[^\"'\s>]+)", link) for link in links if "stylesheet" in link]
+    return [*tags, *(style[1] for style in styles if style)]
