@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,3 +76,23 @@ def test_a_database_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypat
     assert tracker.down
     (line,) = said
     assert "the same command later sends what is missing" in line
+
+
+def test_tune_sends_its_studies_as_its_report_has_them(mlruns: Path) -> None:
+    from flr_bench.commands.tune import mirrored
+    from flr_bench.report.tuning import TrialPoint, Tuned
+
+    points = tuple(TrialPoint(**vars(trial)) for trial in TRIALS)
+    shown = Tuned("ml-100k", "flr", "rl", True, 2, points, {}, 0)
+    study = SimpleNamespace(
+        storage=SimpleNamespace(study_name="ml-100k flr 0123"),
+        data="ml-100k",
+        label="flr",
+        fit=SimpleNamespace(stage="rl"),
+    )
+    suite = SimpleNamespace(version="main@1", primary="ndcg@10")
+    plan, request = SimpleNamespace(file=SimpleNamespace(suite=suite)), SimpleNamespace(profile="cpu")
+    mirrored(SimpleNamespace(plan=plan, request=request, studies=[study]), [shown], mlruns)  # type: ignore[arg-type]
+    tracker = Tracker(None, mlruns)
+    assert tracker.send_studies([STUDY]) == 0, "all of it is there"
+    assert len(runs(tracker, "tags.kind = 'trial'")) == len(TRIALS)
