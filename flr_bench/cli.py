@@ -16,6 +16,7 @@ from flr_bench import __version__
 from flr_bench.commands.cluster import cluster_app
 from flr_bench.commands.compare import diff, explain
 from flr_bench.commands.data import data_app
+from flr_bench.commands.inspect import inspect, inspect_user
 from flr_bench.commands.options import (
     CACHE,
     MLRUNS,
@@ -44,13 +45,17 @@ from flr_bench.commands.options import (
     Track,
     UntilConverged,
     Workers,
+    keep_matplotlib_in,
 )
 from flr_bench.commands.plan import plan
 from flr_bench.commands.refresh import refresh
+from flr_bench.commands.report import report
 from flr_bench.commands.reproduce import reproduce
 from flr_bench.commands.score import score
 from flr_bench.commands.store import store_app
 from flr_bench.commands.suites import suites_app
+from flr_bench.commands.tables import tables
+from flr_bench.commands.trace import trace
 from flr_bench.commands.track import track_app
 from flr_bench.commands.tune import tune
 from flr_bench.errors import FlrBenchError, UnknownNameError
@@ -80,11 +85,9 @@ app.add_typer(store_app, name="store")
 app.add_typer(suites_app, name="suites")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(track_app, name="track")
-inspect_app = typer.Typer(
-    help="Look into trained models: what a score owes to the search that ranks.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+inspect_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+inspect_app.callback(invoke_without_command=True)(inspect)
+inspect_app.command("user")(inspect_user)
 app.add_typer(inspect_app, name="inspect")
 
 
@@ -250,7 +253,7 @@ def inspect_search(
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
-    _keep_matplotlib_in(cache)
+    keep_matplotlib_in(cache)
     files = write_search(runs, results, session.plan.file.suite.version, profile)
     for tracker in trackers:
         tracker.log_files(files, results)
@@ -287,7 +290,7 @@ def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Pat
         return []
     from flr_bench.report import summary_table, write_tables
 
-    _keep_matplotlib_in(folders.cache)
+    keep_matplotlib_in(folders.cache)
     suite, profile = session.plan.file.suite.version, session.plan.profile_name
     files = write_tables(folders.runs, folders.results, [suite], profile)
     note_tables(session, folders.results)
@@ -340,37 +343,14 @@ def _report_failures(session: Session, folders: Folders) -> None:
     raise typer.Exit(1)
 
 
-@app.command()
-def tables(
-    suite: Annotated[
-        list[str] | None, typer.Option("--suite", help="Suites to write; all in the store if none.")
-    ] = None,
-    profile: Annotated[str | None, typer.Option("--profile", help="One profile; all if none.")] = None,
-    parts: Annotated[
-        str | None,
-        typer.Option("--parts", help="Write only these, separated by commas, such as main: quick for a large store."),
-    ] = None,
-    runs: Runs = RUNS,
-    cache: Cache = CACHE,
-    results: Results = RESULTS,
-) -> None:
-    """Write tables and figures from the store, and from nothing else."""
-    from flr_bench.report import write_tables
-    from flr_bench.runner.store import Store, ensure_writable
-
-    Store(runs)
-    ensure_writable(results, "results", "--results")
-    _keep_matplotlib_in(cache)
-    chosen = None if parts is None else [name.strip() for name in parts.split(",")]
-    for path in write_tables(runs, results, suite or None, profile, chosen):
-        typer.echo(path)
-
-
+app.command()(tables)
 app.command()(diff)
 app.command()(explain)
 app.command()(reproduce)
 app.command()(score)
 app.command()(refresh)
+app.command()(report)
+app.command()(trace)
 
 
 @app.command()
@@ -455,11 +435,6 @@ def check(
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(0 if report.ok else 1)
-
-
-def _keep_matplotlib_in(cache: Path) -> None:
-    """Its list of fonts belongs to the cache, not to the user's home."""
-    os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))
 
 
 def _say(text: str) -> None:

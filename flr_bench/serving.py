@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flr_bench.data.prepared import FilterParams, PreparedData, SplitParams, prepare
 from flr_bench.errors import DamagedFileError, FlrBenchError, UnknownNameError, UsageError
 from flr_bench.interface import Catalog, Examples, Interactions, RankContext, RankFn, Ranking, Recommender, Split
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Machine
+from flr_bench.runner.recorded_data import data_of
 from flr_bench.runner.store import Store, read_json, write_json
 from flr_bench.runner.work import make_deterministic, rank_by_rule
 
@@ -78,7 +78,7 @@ def assemble(store: Store, record: Mapping[str, Any], cache: Path, folder: Path)
         if not store.model(cell).is_dir():
             raise FlrBenchError(f"the model of cell {cell}, which '{record['label']}' needs, is not in {store.root}")
         (folder / "models" / role).symlink_to(store.model(cell).resolve(), target_is_directory=True)
-    catalog = _data_of(store, inputs["data"], cache).catalog
+    catalog = data_of(store, inputs["data"], cache).catalog
     write_json(
         folder / "catalog.json",
         {
@@ -98,22 +98,6 @@ def assemble(store: Store, record: Mapping[str, Any], cache: Path, folder: Path)
             "requires": sorted(record["requires"]),
         },
     )
-
-
-def _data_of(store: Store, data: Mapping[str, Any], cache: Path) -> PreparedData:
-    """The prepared data that a cell names by checksum, found by what the suites' records say of it."""
-    names = [
-        str(manifest["source"]["name"])
-        for path in sorted((store.root / "suites").glob("*.json"))
-        for manifest in (read_json(path).get("data_manifests") or {}).values()
-        if manifest.get("checksum") == data["checksum"]
-    ]
-    if not names:
-        raise FlrBenchError(f"no suite in {store.root} says what the data with checksum {data['checksum'][:12]} are")
-    found = prepare(names[0], cache, FilterParams(**data["filters"]), SplitParams(**data["split"]))
-    if found.checksum != data["checksum"]:
-        raise FlrBenchError(f"the data {names[0]} are not what the model was fitted on any more")
-    return found
 
 
 # ---------------------------------------------------------------- ranking

@@ -44,6 +44,10 @@ def _postgres() -> bool:
     return _program("initdb") or any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
+def _siunitx() -> bool:
+    return _program("kpsewhich") and not subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True).returncode
+
+
 def _mount() -> bool:
     """Whether a file system of some kilobytes can be had, to fill it."""
     if os.geteuid() != 0 or not _program("mount"):
@@ -55,6 +59,11 @@ def _mount() -> bool:
     return done.returncode == 0
 
 
+def _axe() -> bool:
+    file = os.environ.get("FLR_BENCH_AXE")
+    return Path(file).is_file() if file else _program("npm")
+
+
 def _extra_data() -> bool:
     folder = os.environ.get("FLR_BENCH_EXTRA_DATA")
     return bool(folder) and Path(folder).is_dir()
@@ -63,7 +72,9 @@ def _extra_data() -> bool:
 REQUIREMENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "core": (lambda: True, ""),
     "browser": (lambda: _program("chromium", "chromium-browser", "google-chrome"), "Chromium is not installed"),
+    "axe": (_axe, "npm is not installed, which fetches axe-core, and FLR_BENCH_AXE names no axe.min.js"),
     "tex": (lambda: _program("pdflatex"), "pdflatex is not installed"),
+    "siunitx": (_siunitx, "siunitx is not installed"),
     "mount": (_mount, "no tmpfs can be mounted"),
     "postgres": (_postgres, "PostgreSQL is not installed"),
     "extra_data": (_extra_data, "FLR_BENCH_EXTRA_DATA names no folder"),

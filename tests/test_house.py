@@ -93,7 +93,7 @@ def test_wheel_holds_packages_suites_and_licence(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
-            if path.suffix in {".py", ".yaml", ".json", ".typed"}:
+            if path.suffix in {".py", ".yaml", ".json", ".typed", ".html", ".css", ".js"}:
                 assert path.relative_to(ROOT).as_posix() in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.split("/")[0] in {"tests", "results", "tools", "examples"}]
@@ -237,7 +237,7 @@ def test_readme_has_two_self_contained_command_lines() -> None:
         assert steps[:2] == ["python3 -m venv .venv", ".venv/bin/pip install torch==2.13.0"]
         assert steps[2].startswith(".venv/bin/pip install -c constraints.txt -e ")
     assert lines[0].endswith(".venv/bin/flr-bench run --suite main")
-    assert lines[1].endswith(".venv/bin/python -m pytest")
+    assert lines[1].endswith(".venv/bin/python -m pytest -n 2")
     assert str(pins()["torch"]) == "2.13.0"
 
 
@@ -403,4 +403,4 @@ def test_unknown_requirement_is_named(marked: Path) -> None:
     env = environment(FLR_BENCH_REQUIRE="bowser", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     done = subprocess.run(command, cwd=marked, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 4
-    assert "FLR_BENCH_REQUIRE names bowser; known: browser" in done.stderr
+    assert "FLR_BENCH_REQUIRE names bowser; known: axe, browser" in done.stderr

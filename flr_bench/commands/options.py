@@ -60,6 +60,11 @@ def parse_workers(text: str | int) -> int:
     return int(text)
 
 
+def keep_matplotlib_in(cache: Path) -> None:
+    """Its list of fonts belongs to the cache, not to the user's home."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))
+
+
 Runs = Annotated[Path, typer.Option("--runs", envvar="FLR_BENCH_RUNS", help="The store of cells.")]
 Cache = Annotated[Path, typer.Option("--cache", envvar="FLR_BENCH_CACHE", help="Prepared data and backbones.")]
 Mlruns = Annotated[Path, typer.Option("--mlruns", envvar="FLR_BENCH_MLRUNS", help="MLflow's database and artifacts.")]
@@ -69,6 +74,9 @@ SuiteName = Annotated[
     typer.Option(
         "--suite", help="A bundled suite (flr-bench suites lists them) or a YAML file.", autocompletion=complete_suite
     ),
+]
+RecordedSuite = Annotated[
+    str, typer.Option("--suite", help="A suite that was run, with its version if it is not the newest.")
 ]
 MethodName = Annotated[str, typer.Argument(autocompletion=complete_method)]
 DataName = Annotated[str, typer.Argument(autocompletion=complete_data)]

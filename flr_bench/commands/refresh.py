@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from flr_bench.commands.options import RESULTS, Results
+
+if TYPE_CHECKING:
+    from flr_bench.report.regenerate import Regenerated
 
 
 def refresh(
     folders: Annotated[
-        list[Path], typer.Argument(help="Published folders, for example results/main/cpu.", show_default=False)
-    ],
+        list[Path] | None,
+        typer.Argument(help="Published folders, e.g. results/main/cpu; all in --results if none.", show_default=False),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a table would change.")] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Make also tables that the folder does not have yet, and results/published.")
+    ] = False,
+    results: Results = RESULTS,
 ) -> None:
     """Make the quality tables of published results again from their ranks, without a store.
 
-    Means, differences, strata and captions follow from ranks.parquet and manifest.json; cost.*, training.*, search.*
-    and figures stay as they are.
+    Means, differences, strata and captions follow from ranks.parquet and manifest.json, search.* from
+    search.parquet, results/published from the sources' files; cost.*, training.* and figures stay as they are.
     """
-    from flr_bench.report.published import refresh as made_again
+    from flr_bench.report.regenerate import regenerate
 
-    refreshed = [made_again(folder) for folder in folders]
-    changed = [one.folder / name for one in refreshed for name in one.changed]
+    show(regenerate(results, folders or None, add=add), check=check)
+
+
+def show(made: Regenerated, *, check: bool) -> None:
+    """Write what differs, or with ``check`` only name it and fail."""
     if not check:
-        for one in refreshed:
-            one.write()
-    for path in changed:
+        made.write()
+    for path in sorted(made.files):
         typer.echo(f"{path} would change" if check else str(path))
-    if not changed:
+    if not made.files:
         typer.echo("nothing to change")
-    if check and changed:
+    for line in made.left:
+        typer.echo(f"left as it is: {line}", err=True)
+    if check and made.files:
         raise typer.Exit(1)

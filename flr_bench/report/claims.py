@@ -87,7 +87,7 @@ def beats_all_notes(view: SuiteView, comparisons: Sequence[Comparison]) -> tuple
     notes = []
     for label in dict.fromkeys(c.of for c in comparisons):
         own = view.row(label)
-        rivals = [c for c in comparisons if c.of == label and own is not None and _is_rival(own, view.row(c.against))]
+        rivals = [c for c in comparisons if c.of == label and own is not None and is_rival(own, view.row(c.against))]
         if len(rivals) > 1:
             notes.append(f"{label} against all {len(rivals)} rivals that the suite names for it: {_verdict(rivals)}")
     if notes:
@@ -95,7 +95,8 @@ def beats_all_notes(view: SuiteView, comparisons: Sequence[Comparison]) -> tuple
     return tuple(notes)
 
 
-def _is_rival(own: Row, other: Row | None) -> bool:
+def is_rival(own: Row, other: Row | None) -> bool:
+    """Whether a row competes with another method's: controls do not."""
     return other is not None and other.method != own.method and not other.is_control
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flr_bench.data.prepared import PreparedData
 
-__all__ = ["data_page", "write_page"]
+__all__ = ["data_page", "inline_svg", "section_body", "write_page"]
 
 _INK, _GRID = "#010203", "#010204"
 """Colours that stand for the page's own: text and grid lines follow light and dark."""
@@ -118,11 +118,16 @@ def write_page(data: PreparedData, shown: DataView, path: Path) -> None:
 
 
 def _section(section: Section) -> str:
+    return f"<section><h2>{html.escape(section.title)}</h2>\n{section_body(section)}\n</section>"
+
+
+def section_body(section: Section) -> str:
+    """Sentences and facts of a section as HTML, without its heading."""
     rows = "\n".join(_row(line) for line in section.lines)
     table = f"<table>\n{rows}\n</table>" if rows else ""
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in section.sentences)
     listed = f"<ul>{items}</ul>" if items else ""
-    return f"<section><h2>{html.escape(section.title)}</h2>\n{listed}{table}\n</section>"
+    return f"{listed}{table}"
 
 
 def _row(line: Line) -> str:
@@ -160,13 +165,21 @@ def _inline(figure: Figure, name: str) -> str:
     """The figure as an element of the page: no prologue, names of its own, the page's colours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
+    return inline_svg(buffer.getvalue(), name).replace(_INK, "var(--ink)").replace(_GRID, "var(--line)")
+
+
+def inline_svg(text: str, name: str) -> str:
+    """A figure's file as an element of a page: no prologue, and names of its own.
+
+    Args:
+        text: SVG as matplotlib writes it.
+        name: what its identifiers begin with, different for every figure of a page.
+    """
     text = text[text.index("<svg ") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = text.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    return text.replace(_INK, "var(--ink)").replace(_GRID, "var(--line)")
+    return text.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
 
 
 def _popularity(axes: Axes, data: PreparedData) -> str:

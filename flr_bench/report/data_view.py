@@ -19,7 +19,20 @@ from flr_bench.lm.prompt import PromptTemplate, template
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData
 
-__all__ = ["DataView", "Line", "Section", "ShownExample", "as_text", "tokenizer_of", "view"]
+__all__ = [
+    "DataView",
+    "Line",
+    "Section",
+    "ShownExample",
+    "as_text",
+    "harmless",
+    "leakage_section",
+    "preparation_section",
+    "size_section",
+    "terms_section",
+    "tokenizer_of",
+    "view",
+]
 
 HISTORY_SHOWN = 10
 """Items of a history in the examples shown, the latest."""
@@ -99,9 +112,9 @@ def view(data: PreparedData, name: str, *, tokenizer: Any = None, prompt: str = 
     sections = (
         _size(manifest, data),
         _lengths(data, tokenizer, prompt),
-        _preparation(manifest),
-        _leakage(manifest),
-        _terms(manifest),
+        preparation_section(manifest),
+        leakage_section(manifest),
+        terms_section(manifest),
     )
     shown = tuple(_shown(getattr(data, part), part, data.catalog, chosen) for part in PARTS_SHOWN)
     return DataView(name, str(about.get("title", name)), sections, shown, prompt)
@@ -131,25 +144,26 @@ def as_text(shown: DataView) -> Iterator[tuple[str, bool]]:
 
     Titles are foreign text: characters that would steer the terminal are replaced.
     """
-    yield _harmless(_headline(shown)), True
+    yield harmless(_headline(shown)), True
     for section in shown.sections:
         yield "", False
         yield section.title, True
         width = max((len(line.label) for line in section.lines), default=0)
         for line in section.lines:
-            yield _harmless(f"  {line.label:<{width}}  {line.text}"), False
+            yield harmless(f"  {line.label:<{width}}  {line.text}"), False
         for sentence in section.sentences:
-            yield _harmless(f"  {sentence}"), False
+            yield harmless(f"  {sentence}"), False
     yield "", False
     yield f"Three examples as a language model sees them (prompt {shown.template})", True
     for example in shown.examples:
         yield f"  {example.part}", False
-        yield from ((_harmless(f"    | {line}"), False) for line in example.prompt.rstrip("\n").split("\n"))
-        yield _harmless(f"    > {example.target}"), False
+        yield from ((harmless(f"    | {line}"), False) for line in example.prompt.rstrip("\n").split("\n"))
+        yield harmless(f"    > {example.target}"), False
 
 
 # ---------------------------------------------------------------- sections
-def _size(manifest: Mapping[str, Any], data: PreparedData) -> Section:
+def size_section(manifest: Mapping[str, Any]) -> Section:
+    """How many users, items and examples there are, from the manifest alone."""
     found = _Reader(manifest)
     lines = [
         found.number("users", "statistics.users"),
@@ -167,12 +181,17 @@ def _size(manifest: Mapping[str, Any], data: PreparedData) -> Section:
     for part in PARTS_SHOWN:
         lines.append(found.number(f"{part} examples", f"statistics.parts.{part}.examples"))
         lines.append(found.number("... of users", f"statistics.parts.{part}.users"))
+    return Section("Size", tuple(line for line in lines if line is not None))
+
+
+def _size(manifest: Mapping[str, Any], data: PreparedData) -> Section:
+    lines = list(size_section(manifest).lines)
     if manifest.get("times", "seconds") == "seconds":
         first, last = int(data.all_interactions.timestamps[0]), int(data.all_interactions.timestamps[-1])
         lines.append(Line("first and last interaction", f"{day(first)} to {day(last)}"))
     else:
         lines.append(Line("times", f"none; the {manifest['times']} stands for time"))
-    return Section("Size", tuple(line for line in lines if line is not None))
+    return Section("Size", tuple(lines))
 
 
 def _lengths(data: PreparedData, tokenizer: Any, prompt: str) -> Section:
@@ -194,7 +213,8 @@ def _lengths(data: PreparedData, tokenizer: Any, prompt: str) -> Section:
     return Section("Lengths", tuple(lines))
 
 
-def _preparation(manifest: Mapping[str, Any]) -> Section:
+def preparation_section(manifest: Mapping[str, Any]) -> Section:
+    """What was left out, how it was split and what the source remarks."""
     recipe = manifest.get("recipe", {})
     lines = [
         Line(heading, _settings(recipe[name]))
@@ -231,7 +251,8 @@ _OF_A_TARGET = {
 }
 
 
-def _leakage(manifest: Mapping[str, Any]) -> Section:
+def leakage_section(manifest: Mapping[str, Any]) -> Section:
+    """What test and valid examples give away, and what a reader should conclude."""
     found = _Reader(manifest)
     lines: list[Line | None] = []
     for part in ("test", "valid"):
@@ -278,7 +299,8 @@ def _verdicts(manifest: Mapping[str, Any]) -> Iterator[str]:
             yield f"{counted['share']:.1%} of the test targets {meaning}."
 
 
-def _terms(manifest: Mapping[str, Any]) -> Section:
+def terms_section(manifest: Mapping[str, Any]) -> Section:
+    """Licence, citation and checksum."""
     about = manifest.get("source", {})
     lines = [
         Line(name, str(about[key])) for name, key in (("licence", "license"), ("citation", "citation")) if key in about
@@ -373,5 +395,6 @@ def _plain(value: Any) -> str:
     return " / ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
+    """Foreign text without the characters that would steer a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

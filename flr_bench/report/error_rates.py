@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flr_bench.errors import DamagedFileError
 from flr_bench.evaluation.simulation import TESTS, Rate, Scenario, rejection_rates, scenarios
 from flr_bench.report.render import Column, Entry, Table, to_csv, to_markdown
 from flr_bench.report.write import make_folder, write_file
@@ -56,10 +58,45 @@ def write_error_rates(rates: Sequence[Rate], folder: Path) -> list[Path]:
     from flr_bench.report.figures import rendered
 
     make_folder(folder, figures=False)
-    text = "\n".join([to_markdown(error_table(rates)), to_markdown(power_table(rates)), PICTURE])
     drawn = rendered(partial(error_figure, rates))
-    files = {"md": text.encode(), "csv": to_csv([rate_table(rates)]).encode(), "png": drawn["png"], "svg": drawn["svg"]}
+    files = {"md": _page(rates), "csv": to_csv([rate_table(rates)]).encode(), "png": drawn["png"], "svg": drawn["svg"]}
     return [write_file(folder / f"significance.{ending}", content) for ending, content in files.items()]
+
+
+def published_rates(folder: Path) -> list[Rate]:
+    """The rates of ``significance.csv`` again.
+
+    Raises:
+        DamagedFileError: it cannot be read, or its scenarios are not those of this version.
+    """
+    path = folder / "significance.csv"
+    known = {(s.design.name, len(s.design.sizes), s.seeds, s.spread): s for s in scenarios()}
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            return [
+                Rate(
+                    known[row["design"], int(row["users"]), int(row["seeds"]), float(row["spread"])],
+                    float(row["effect"]), row["test"], int(row["rejected"]), int(row["trials"]),
+                )
+                for row in csv.DictReader(lines)
+            ]  # fmt: skip
+    except (OSError, KeyError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path} cannot be read ({error}); make it again with python -m flr_bench.report.error_rates"
+        ) from error
+
+
+def error_rate_tables(folder: Path) -> dict[str, bytes]:
+    """``significance.md`` from the published rates; its pictures stay as they are.
+
+    Raises:
+        DamagedFileError: the rates cannot be read.
+    """
+    return {"significance.md": _page(published_rates(folder))}
+
+
+def _page(rates: Sequence[Rate]) -> bytes:
+    return "\n".join([to_markdown(error_table(rates)), to_markdown(power_table(rates)), PICTURE]).encode()
 
 
 PICTURE = "![Error rates and power by simulation](significance.png)\n"

@@ -1,8 +1,8 @@
 """The quality tables of a published folder, made again from its ``ranks.parquet`` and ``manifest.json`` alone.
 
 A fresh clone has no store, but the rank of every target stands in what was published.  Means, intervals, strata and
-captions follow from it; times, memory and training curves do not, so that ``cost.*``, ``training.*`` and the figures
-stay as they are.
+captions follow from it, and what beam search misses from ``search.parquet``; times, memory and training curves do not,
+so that ``cost.*``, ``training.*`` and the figures stay as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from flr_bench.errors import DamagedFileError, UsageError
+from flr_bench.report.forms import ALL
 from flr_bench.report.reading import EXTERNAL, Cell, Json, Ranks, StoreReader, SuiteView, read_json
-from flr_bench.report.write import QUALITY, checksums, json_bytes, table_files, write_file
+from flr_bench.report.search_files import read_published as read_published_search
+from flr_bench.report.search_files import search_table
+from flr_bench.report.write import QUALITY, builders, checksums, holds, json_bytes, look_of, table_files, write_file
 from flr_bench.runner.index import Entry
 
 TOLERANCE = 1e-9
@@ -43,16 +46,35 @@ class Refreshed:
         return [write_file(self.folder / name, self.files[name]) for name in self.changed]
 
 
-def refresh(folder: Path) -> Refreshed:
-    """Make the quality tables of a published folder again.
+def refresh(folder: Path, *, add: bool = False) -> Refreshed:
+    """Make the quality tables of a published folder again: those that its manifest lists, as they were asked for.
 
     Args:
         folder: for example ``results/main/cpu``.
+        add: make also the tables that the folder does not have yet, such as new ones of this version.
 
     Raises:
         UsageError: there is nothing published, or it cannot be made again without the store: cells were missing, or
             other code ranked some rows.
         DamagedFileError: a file cannot be read, a cell has no ranks, or ranks and manifest contradict each other.
+    """
+    view, manifest = checked_view(folder)
+    _check_summaries(folder, view)
+    look = look_of(folder)
+    files = table_files(view, builders(view, look, QUALITY), look.endings) | _search_tables(folder, manifest)
+    if not add:
+        files = {name: content for name, content in files.items() if name in manifest["files"]}
+    files["manifest.json"] = json_bytes({**manifest, "files": {**manifest["files"], **checksums(files)}})
+    changed = tuple(name for name, content in sorted(files.items()) if not holds(folder / name, content))
+    return Refreshed(folder, files, changed)
+
+
+def checked_view(folder: Path) -> tuple[SuiteView, Json]:
+    """A published suite whose tables can be made again, and its manifest.
+
+    Raises:
+        UsageError: there is nothing published, or it cannot be read without the store.
+        DamagedFileError: a file cannot be read, or the manifest says too little.
     """
     path = folder / "manifest.json"
     if not path.is_file():
@@ -63,12 +85,19 @@ def refresh(folder: Path) -> Refreshed:
     if absent := [key for key in NEEDED if key not in manifest]:
         raise DamagedFileError(f"{path} says nothing of {', '.join(absent)}; get the folder anew")
     _refuse_what_needs_the_store(folder, manifest)
-    view = SuiteView(PublishedReader(folder, manifest), _record(manifest))
-    _check_summaries(folder, view)
-    files = table_files(view, QUALITY)
-    files["manifest.json"] = json_bytes({**manifest, "files": {**manifest["files"], **checksums(files)}})
-    changed = tuple(name for name, content in sorted(files.items()) if not _holds(folder / name, content))
-    return Refreshed(folder, files, changed)
+    return SuiteView(PublishedReader(folder, manifest), _record(manifest)), manifest
+
+
+def published_view(folder: Path) -> SuiteView | None:
+    """A published suite with its figures, and its ranks where those were published; ``None`` for other folders.
+
+    Raises:
+        DamagedFileError: a file cannot be read.
+    """
+    manifest = read_json(folder / "manifest.json")
+    if any(key not in manifest for key in NEEDED):
+        return None
+    return SuiteView(PublishedReader(folder, manifest), _record(manifest))
 
 
 class PublishedReader(StoreReader):
@@ -91,6 +120,7 @@ class PublishedReader(StoreReader):
             for row in manifest["rows"]
             for seeds in row["cells"].values()
             for entry in seeds.values()
+            if entry.get("status", "done") == "done"
         }
         # Manifests of earlier versions say nothing of fits, and captions then neither.
         for name, entry in (manifest.get("fits") or {}).items():
@@ -136,6 +166,14 @@ def _refuse_what_needs_the_store(folder: Path, manifest: Json) -> None:
         raise UsageError(f"{folder} has rows that other code ranked, and its manifest does not say which{again}")
 
 
+def _search_tables(folder: Path, manifest: Json) -> dict[str, bytes]:
+    """What beam search misses, from ``search.parquet``; nothing where no search was published."""
+    if "search" not in manifest:
+        return {}
+    tables = [search_table(part) for part in read_published_search(folder)]
+    return {f"search.{ending}": ALL[ending](tables).encode() for ending in look_of(folder).endings}
+
+
 def _check_summaries(folder: Path, view: SuiteView) -> None:
     """Ranks and manifest tell of the same rankings."""
     from flr_bench.evaluation.metrics import metric_at
@@ -176,7 +214,3 @@ def _read_all(folder: Path) -> dict[str, Ranks]:
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DamagedFileError(f"the ranks in {folder} cannot be read ({error}); get the folder anew") from error
     return out
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content

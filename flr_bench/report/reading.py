@@ -99,7 +99,9 @@ class Row:
     """One row of a suite: a method with stages, decoding and possibly a control.
 
     A row under a condition says which (:attr:`condition`, :attr:`condition_kind` ``history``, ``train_share`` or
-    ``transfer``) and names the row that it is compared with (:attr:`undisturbed`).
+    ``transfer``) and names the row that it is compared with (:attr:`undisturbed`); :attr:`change` (``drop``,
+    ``replace``, ``shuffle``), :attr:`share` and :attr:`trained_on` say it in parts.  A row that is a point of a grid
+    has its values by name (:attr:`point`).
     """
 
     label: str
@@ -112,6 +114,10 @@ class Row:
     condition: str | None = None
     condition_kind: str = ""
     undisturbed: str = ""
+    change: str | None = None
+    share: float | None = None
+    trained_on: str | None = None
+    point: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_control(self) -> bool:
@@ -499,6 +505,10 @@ def _row(raw: Json) -> Row:
         condition=condition.get("text"),
         condition_kind=condition.get("kind", ""),
         undisturbed=condition.get("undisturbed", ""),
+        change=condition.get("change"),
+        share=condition.get("share"),
+        trained_on=condition.get("trained_on"),
+        point=raw.get("point") or {},
     )
 
 

@@ -149,7 +149,7 @@ def plain(entry: Entry, column: Column) -> str:
     return shown
 
 
-def _shown(table: Table) -> tuple[tuple[Column, ...], list[list[Entry]]]:
+def shown_columns(table: Table) -> tuple[tuple[Column, ...], list[list[Entry]]]:
     """The columns outside CSV, and the rows cut down to them."""
     keep = [i for i, column in enumerate(table.columns) if not column.csv_only]
     return tuple(table.columns[i] for i in keep), [[row[i] for i in keep] for row in table.rows]
@@ -158,7 +158,7 @@ def _shown(table: Table) -> tuple[tuple[Column, ...], list[list[Entry]]]:
 # ---------------------------------------------------------------- Markdown
 def to_markdown(table: Table) -> str:
     """The table in Markdown, padded so that it reads in a terminal too."""
-    columns, rows = _shown(table)
+    columns, rows = shown_columns(table)
     cells = [[_markdown_cell(e, c) for e, c in zip(row, columns, strict=True)] for row in rows]
     head = [_markdown_escape(column.title) for column in columns]
     widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
@@ -227,13 +227,20 @@ def latex_escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def to_latex(table: Table) -> str:
-    r"""The table as a ``table`` environment with booktabs rules (needs ``\usepackage{booktabs}``)."""
-    columns, rows = _shown(table)
+def to_latex(table: Table, *, cell: Callable[[Entry, Column], str | None] = lambda *_: None, setup: str = "") -> str:
+    r"""The table as a ``table`` environment with booktabs rules (needs ``\usepackage{booktabs}``).
+
+    Args:
+        table: the table.
+        cell: sets a number in another way; where it gives ``None`` the entry is set as text.
+        setup: a line of commands within the environment.
+    """
+    columns, rows = shown_columns(table)
     layout = "".join("l" if column.kind == "text" else "r" for column in columns)
     lines = [
         r"\begin{table}",
         r"\centering\footnotesize",
+        *([setup] if setup else []),
         rf"\caption{{{latex_escape(table.title + '. ' + table.caption)}}}",
         rf"\label{{tab:{_latex_label(table.key)}}}",
         rf"\begin{{tabular}}{{{layout}}}",
@@ -244,7 +251,7 @@ def to_latex(table: Table) -> str:
     for r, row in enumerate(rows):
         if r in table.rules:
             lines.append(r"\midrule")
-        lines.append(" & ".join(_latex_cell(e, c) for e, c in zip(row, columns, strict=True)) + r" \\")
+        lines.append(" & ".join(_latex_cell(e, c, cell(e, c)) for e, c in zip(row, columns, strict=True)) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\smallskip {{\footnotesize {latex_escape(note)}}}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
@@ -254,9 +261,9 @@ def _latex_label(key: str) -> str:
     return "".join(c if c.isalnum() or c in "-:." else "-" for c in key)
 
 
-def _latex_cell(entry: Entry, column: Column) -> str:
-    shown = latex_escape(plain(entry, column))
-    if column.kind != "text" and entry.value is not None and not entry.missing:
+def _latex_cell(entry: Entry, column: Column, ready: str | None) -> str:
+    shown = latex_escape(plain(entry, column)) if ready is None else ready
+    if ready is None and column.kind != "text" and entry.value is not None and not entry.missing:
         shown = shown.replace("-", "$-$")
     if entry.emphasis == "best":
         return rf"\textbf{{{shown}}}"

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ROUNDING = 1e-15
+"""A smaller difference of two means is none."""
+
 
 # ---------------------------------------------------------------- table
 def search_table(found: SearchData) -> Table:
@@ -139,7 +142,10 @@ def _quality_entry(row: SearchRow, mask: Bools, metric: str) -> Entry:
 
 def _difference_entry(row: SearchRow, exact: SearchRow, mask: Bools, metric: str) -> Entry:
     d = None if row.beams is None else difference(row, exact, mask, metric)
-    return Entry() if d is None else Entry(value=d.mean, low=d.low, high=d.high)
+    if d is None:
+        return Entry()
+    # Equal means differ by what rounding leaves, which depends on the versions of libraries.
+    return Entry(value=d.mean if abs(d.mean) > ROUNDING else 0.0, low=d.low, high=d.high)
 
 
 def _model_notes(model: str, rows: Sequence[SearchRow], mask: Bools | None) -> Iterator[str]:
@@ -170,7 +176,7 @@ def search_figure(found: SearchData) -> Figure | None:
 
     from flr_bench.report.figures import MARKERS
 
-    complete = {model: rows for model, rows in found.models.items() if _is_complete(rows)}
+    complete = {model: rows for model, rows in found.models.items() if is_complete(rows)}
     if not complete:
         return None
     widths = sorted({row.beams for rows in complete.values() for row in rows if row.beams is not None})
@@ -181,9 +187,7 @@ def search_figure(found: SearchData) -> Figure | None:
     for i, (model, rows) in enumerate(complete.items()):
         look = {"color": palette[i], "marker": MARKERS[i % len(MARKERS)], "ms": 5, "lw": 1.2, "capsize": 2}
         shift = 0.0 if len(complete) == 1 else 0.4 * (i / (len(complete) - 1) - 0.5)
-        _draw_model(
-            left, right, rows, {width: widths.index(width) + shift for width in widths}, look | {"label": model}
-        )
+        draw_model(left, right, rows, {width: widths.index(width) + shift for width in widths}, look | {"label": model})
     for axes in (left, right):
         axes.set_xticks(range(len(widths)), [_tick(width, lists) for width in widths])
         axes.set_xlim(-0.6, len(widths) - 0.4)
@@ -201,7 +205,7 @@ def search_figure(found: SearchData) -> Figure | None:
     return figure
 
 
-def _is_complete(rows: Sequence[SearchRow]) -> bool:
+def is_complete(rows: Sequence[SearchRow]) -> bool:
     """Whether every seed of every search is there, and some example is proven."""
     mask = compared(next(row for row in rows if row.beams is None))
     return mask is not None and bool(mask.any()) and all(len(row.found) == row.planned for row in rows)
@@ -212,9 +216,10 @@ def _tick(width: int, lists: Mapping[int | None, int]) -> str:
     return f"{width}\n(k = {lists[width]})"
 
 
-def _draw_model(
+def draw_model(
     left: Axes, right: Axes, rows: Sequence[SearchRow], places: Mapping[int, float], look: Mapping[str, Any]
 ) -> None:
+    """One model's share of missed items and difference in NDCG, at the places given by number of beams."""
     exact = next(row for row in rows if row.beams is None)
     mask = compared(exact)
     beams = [row for row in rows if row.beams is not None]
@@ -222,6 +227,7 @@ def _draw_model(
         return
     x = [places[row.beams] for row in beams if row.beams is not None]
     shares = [_share(missed(row, mask), row.k) for row in beams]
+    look = {"lw": 1.2, "capsize": 2, **look}
     left.errorbar(x, [mean for mean, _ in shares], yerr=[spread for _, spread in shares], **look)
     found = [difference(row, exact, mask, f"ndcg@{row.k}") for row in beams]
     known = [(place, d) for place, d in zip(x, found, strict=True) if d is not None]

@@ -214,6 +214,19 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
     others = [
         row for row in view.rows if row.label != reference.label and not row.is_external and row.condition is None
     ]
+    return _reference_table(view, data, reference, others, "ablations")
+
+
+def against_table(view: SuiteView, data: str, label: str) -> Table | None:
+    """Every row beside one that was asked for, controls and other people's rows too; ``None`` without such a row."""
+    reference = view.row(label)
+    if reference is None or data not in reference.cells:
+        return None
+    others = [row for row in grouped(view.rows_on(data)) if row.label != label and row.condition is None]
+    return _reference_table(view, data, reference, others, "against")
+
+
+def _reference_table(view: SuiteView, data: str, reference: Row, others: Sequence[Row], key: str) -> Table:
     compared = compare(view, [(row.label, reference.label) for row in others], data, view.primary)
     largest = view.cutoffs[-1]
     names = tuple(dict.fromkeys((view.primary, f"hr@{largest}")))
@@ -240,7 +253,7 @@ def ablation_table(view: SuiteView, data: str) -> Table | None:
         for row, c in zip(others, compared, strict=True)
     ]
     return Table(
-        f"{view.name}-{view.profile}-{data}-ablations",
+        f"{view.name}-{view.profile}-{data}-{key}",
         f"Difference to '{reference.label}' in {metric_title(view.primary)} on {data}",
         f"{caption(view, data)} {seed_words(view, data)} Mean ± standard deviation over seeds; row minus reference. "
         f"{interval_words(len(others))}",

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -18,8 +19,12 @@ from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.report.captions import missing_notes
 from flr_bench.report.conditions import conditions_table
 from flr_bench.report.cost import cost_table
+from flr_bench.report.decodings import decoding_table
+from flr_bench.report.forms import ALL
+from flr_bench.report.look import Look, reference_label
+from flr_bench.report.published_table import figures_table
 from flr_bench.report.reading import CellRefs, Json, Row, StoreReader, SuiteView, read_json
-from flr_bench.report.render import FORMS, Table, to_markdown
+from flr_bench.report.render import Table, to_markdown
 from flr_bench.report.search import SearchData, fits_by_place, is_current, measure, search_view
 from flr_bench.report.search_files import (
     manifest_entry,
@@ -29,17 +34,21 @@ from flr_bench.report.search_files import (
     search_parquet,
     search_table,
 )
+from flr_bench.report.sweeps import sweep_table
 from flr_bench.report.tables import (
     ablation_table,
+    against_table,
     contrast_table,
     main_table,
     strata_table,
 )
+from flr_bench.report.titles import titles_table
 from flr_bench.report.training import training_table
 from flr_bench.runner.index import without_collections
 from flr_bench.runner.pretty import pretty
 
 MAX_BYTES = 2**20
+LOOK = Look()
 Cells = TypeVar("Cells")
 
 
@@ -53,6 +62,7 @@ def write_tables(
     suites: list[str] | None,
     profile: str | None,
     parts: Sequence[str] | None = None,
+    look: Look = LOOK,
 ) -> list[Path]:
     """Write tables, figures, ranks and the manifest of every suite in a store.
 
@@ -66,28 +76,76 @@ def write_tables(
         suites: names of suites, or ``None`` for all.
         profile: one profile, or ``None`` for all.
         parts: some of :data:`PARTS`; the others are removed if they were written before, so that no stale table
-            passes for a result.  ``None`` for all.
+            passes for a result.  ``None`` for all, or for those of ``look``.
+        look: forms, columns of the main table, and a row to set all others against.
 
     Returns:
         The files written, sorted.
 
     Raises:
-        UsageError: no such store, suite or part.
+        UsageError: no such store, suite, part, metric or row.
         DamagedFileError: a file of the store cannot be read.
         ResultsFolderError: ``results`` cannot be written.
     """
-    chosen = _parts(parts)
-    store = StoreReader(store_root)
+    look = look if parts is None else replace(look, parts=tuple(parts))
+    _known_parts(look.parts)
+    views = StoreReader(store_root).suites(suites, profile)
+    look.check(views)
     written: list[Path] = []
-    for view in store.suites(suites, profile):
+    for view in views:
         folder = results / view.folder
         make_folder(folder)
-        searches, entry = _searches(view, folder) if "search" in chosen else ({}, None)
-        files = _render(view, chosen) | searches
-        files["manifest.json"] = _manifest(view, files, entry)
+        files = suite_files(view, folder, look)
         _remove_others(folder, files)
         written += [write_file(folder / name, content) for name, content in sorted(files.items())]
     return sorted(written)
+
+
+def stale_files(
+    store_root: Path, results: Path, suites: list[str] | None, profile: str | None, look: Look | None = None
+) -> list[Path]:
+    """The files that :func:`write_tables` would change, add or remove; nothing is written.
+
+    Args:
+        store_root: the store's folder.
+        results: what was published from it.
+        suites: names of suites, or ``None`` for all.
+        profile: one profile, or ``None`` for all.
+        look: how it is to look; with ``None`` each folder as its manifest says.  Of chosen parts alone their own
+            files are looked at, and not the manifest, which names the others too.
+
+    Raises:
+        UsageError: no such store, suite, part, metric or row.
+        DamagedFileError: a file of the store cannot be read.
+    """
+    views = StoreReader(store_root).suites(suites, profile)
+    if look is not None:
+        _known_parts(look.parts)
+        look.check(views)
+    stale: list[Path] = []
+    for view in views:
+        folder = results / view.folder
+        listed = (_old_manifest(folder) or {}).get("files") or {}
+        files = suite_files(view, folder, look or look_of(folder))
+        if look is not None and look.parts is not None:
+            del files["manifest.json"]
+        else:
+            stale += [folder / name for name in listed if name not in files and (folder / name).exists()]
+        stale += [folder / name for name, content in files.items() if not holds(folder / name, content)]
+    return sorted(stale)
+
+
+def look_of(folder: Path) -> Look:
+    """How the tables that lie in a folder were asked for; as usual where nothing lies there."""
+    manifest = _old_manifest(folder) or {}
+    listed = [str(name) for name in manifest.get("files") or ()]
+    written = tuple(ending for ending in ALL if any("/" not in n and n.partition(".")[2] == ending for n in listed))
+    return Look.recorded(manifest.get("shown") or {}, written or LOOK.endings)
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there with just this content."""
+    return path.is_file() and path.read_bytes() == content
 
 
 def write_search(store_root: Path, results: Path, suite: str, profile: str) -> list[Path]:
@@ -119,7 +177,7 @@ def write_search(store_root: Path, results: Path, suite: str, profile: str) -> l
     view = SuiteView(store, read_json(path))
     folder = results / view.folder
     make_folder(folder)
-    files, entry = _search_files(view.version, measure(view), _environments(view))
+    files, entry = _search_files(view.version, measure(view), environments(view))
     manifest = _old_manifest(folder) or {"format": 1, "suite": view.version, "profile": view.profile}
     others = {name: sha for name, sha in (manifest.get("files") or {}).items() if not SEARCH_FILE.fullmatch(str(name))}
     files["manifest.json"] = json_bytes({**manifest, "search": entry, "files": {**others, **checksums(files)}})
@@ -148,6 +206,10 @@ QUALITY: Mapping[str, Builder] = {
     "conditions": conditions_table,
     "ablations": ablation_table,
     "strata": strata_table,
+    "titles": titles_table,
+    "decoding": decoding_table,
+    "sweep": sweep_table,
+    "published": figures_table,
 }
 """The tables that follow from the ranks of the targets and from the manifest."""
 TABLES: Mapping[str, Builder] = {**QUALITY, "training": training_table, "cost": cost_table}
@@ -155,36 +217,56 @@ PARTS = (*TABLES, "figures", "ranks", "search")
 """What is written of a suite; ``main`` alone needs nothing but the store's index."""
 
 
-def _parts(names: Sequence[str] | None) -> tuple[str, ...]:
+def _known_parts(names: Sequence[str] | None) -> None:
     for name in names or ():
         if name not in PARTS:
             raise UnknownNameError("part of the tables", name, PARTS)
-    return PARTS if names is None else tuple(names)
+
+
+def builders(view: SuiteView, look: Look, known: Mapping[str, Builder]) -> dict[str, Builder]:
+    """Those of ``known`` that a look asks for, as it asks for them."""
+    parts = PARTS if look.parts is None else look.parts
+    chosen = {name: build for name, build in known.items() if name in parts}
+    if "main" in chosen:
+        # Without contrasts nobody asked for what takes the ranks of every example.
+        chosen["main"] = partial(main_table, metrics=look.metrics, paired="contrasts" in parts)
+    label = None if look.against is None else reference_label(view, look.against)
+    return chosen if label is None else {**chosen, "against": partial(against_table, label=label)}
 
 
 @without_collections()
-def table_files(view: SuiteView, builders: Mapping[str, Builder]) -> dict[str, bytes]:
-    """The tables of a suite in every form: file name → content."""
+def table_files(
+    view: SuiteView, builders: Mapping[str, Builder], endings: Sequence[str] = LOOK.endings
+) -> dict[str, bytes]:
+    """The tables of a suite in every form asked for: file name → content."""
     built = {name: [t for d in view.data if (t := build(view, d)) is not None] for name, build in builders.items()}
     files: dict[str, bytes] = {}
     for name, tables in built.items():
         # Readers of the main table want its differences below it; CSV has one header, so they stay apart there.
-        shown = {"main": tables + built.get("contrasts", [])}.get(name, tables)
-        for ending, form in FORMS.items():
-            if tables:
-                files[f"{name}.{ending}"] = form(tables if ending == "csv" else shown).encode()
+        below = built.get("against", []) + built.get("contrasts", [])
+        shown = {"main": tables + below}.get(name, tables)
+        for ending in endings if tables else ():
+            files[f"{name}.{ending}"] = ALL[ending](tables if ending == "csv" else shown).encode()
     return files
 
 
-def _render(view: SuiteView, parts: Sequence[str]) -> dict[str, bytes]:
-    """Relative file name → content, but for the manifest."""
-    builders = {name: build for name, build in TABLES.items() if name in parts}
-    if "main" in parts and "contrasts" not in parts:  # nobody asked for what takes the ranks of every example
-        builders["main"] = partial(main_table, paired=False)
-    files = table_files(view, builders)
+def suite_files(view: SuiteView, folder: Path, look: Look) -> dict[str, bytes]:
+    """Everything of a suite, the manifest with it: relative file name → content.
+
+    Args:
+        view: the suite.
+        folder: where it goes; what was published of searches there is kept as long as it is of the same models.
+        look: what is asked for.
+    """
+    parts = PARTS if look.parts is None else look.parts
+    searches, entry = _searches(view, folder, look.endings) if "search" in parts else ({}, None)
+    files = table_files(view, builders(view, look, TABLES), look.endings)
     if "figures" in parts:
         files |= _figures(view)
-    return files | (_ranks_files(view) if "ranks" in parts else {})
+    files |= _ranks_files(view) if "ranks" in parts else {}
+    files |= searches
+    files["manifest.json"] = _manifest(view, files, entry, look)
+    return files
 
 
 def _figures(view: SuiteView) -> dict[str, bytes]:
@@ -208,7 +290,7 @@ SEARCH_FILE = re.compile(r"search\.\w+|search-\d+\.parquet|figures/(.+-)?search\
 """Names of the files that tell of searches."""
 
 
-def _searches(view: SuiteView, folder: Path) -> tuple[dict[str, bytes], Json | None]:
+def _searches(view: SuiteView, folder: Path, endings: Sequence[str]) -> tuple[dict[str, bytes], Json | None]:
     """The files that tell of searches by the suite's models, and what the manifest says of them.
 
     Made from the store where it has such rankings, else from what was published of the same models: a
@@ -216,7 +298,7 @@ def _searches(view: SuiteView, folder: Path) -> tuple[dict[str, bytes], Json | N
     """
     inspected = search_view(view.store, view)
     if inspected is not None:
-        return _search_files(inspected.version, measure(inspected), _environments(inspected))
+        return _search_files(inspected.version, measure(inspected), environments(inspected), endings)
     published = (_old_manifest(folder) or {}).get("search")
     if not isinstance(published, dict) or not any(folder.glob("search*.parquet")):
         return {}, None
@@ -224,16 +306,17 @@ def _searches(view: SuiteView, folder: Path) -> tuple[dict[str, bytes], Json | N
     rows = [(part["data"], row) for part in published["data"] for row in part["rows"]]
     if not all(is_current(fits, {data: row["cells"]}) for data, row in rows):
         return {}, None
-    return _search_files(str(published["suite"]), read_published(folder), published.get("environments") or [])
+    ran = published.get("environments") or []
+    return _search_files(str(published["suite"]), read_published(folder), ran, endings)
 
 
 def _search_files(
-    suite: str, found: Sequence[SearchData], environments: Sequence[Json]
+    suite: str, found: Sequence[SearchData], environments: Sequence[Json], endings: Sequence[str] = LOOK.endings
 ) -> tuple[dict[str, bytes], Json]:
     from flr_bench.report.figures import rendered
 
     tables = [search_table(part) for part in found]
-    files = {f"search.{ending}": form(tables).encode() for ending, form in FORMS.items()}
+    files = {f"search.{ending}": ALL[ending](tables).encode() for ending in endings}
     for part in found:
         prefix = f"{_file_name(part.data)}-" if len(found) > 1 else ""
         formats = rendered(partial(search_figure, part))
@@ -294,7 +377,7 @@ def _ranks_parquet(view: SuiteView, cells: Sequence[tuple[str, str]]) -> bytes:
 
 # ---------------------------------------------------------------- manifest
 @without_collections()
-def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None) -> bytes:
+def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None, look: Look) -> bytes:
     """Where every number comes from: cells by row and seed, data, environments, checksums of the files."""
     content = {
         "format": 1,
@@ -309,9 +392,10 @@ def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None) -> 
         "data": {name: _data_entry(view, name) for name in view.data},
         "rows": [_row_entry(view, row) for row in view.rows],
         "fits": _fit_entries(view),
-        "environments": _environments(view),
+        "environments": environments(view),
         "files": checksums(files),
         **({} if search is None else {"search": search}),
+        **({"shown": look.record()} if look.record() else {}),
     }
     return json_bytes(content)
 
@@ -364,6 +448,7 @@ def _row_entry(view: SuiteView, row: Row) -> Json:
         "decoding": row.decoding,
         "control": row.control,
         **({} if row.condition is None else {"condition": _condition(row)}),
+        **({"point": dict(row.point)} if row.point else {}),
         "cells": {data: {seed: entry(refs[seed]) for seed in row.seeds(data)} for data, refs in row.cells.items()},
     }
 
@@ -383,7 +468,7 @@ def _fit_entries(view: SuiteView) -> Json:
     }
 
 
-def _environments(view: SuiteView) -> list[Json]:
+def environments(view: SuiteView) -> list[Json]:
     """The distinct environments (commit, versions, device) with the cells that ran in each."""
     cells: dict[str, list[str]] = {}
     known: dict[int, str] = {}

@@ -57,6 +57,8 @@ class _Texts:
     def of(self, cell: Cell) -> str:
         """What ``canonical_json(cell.inputs)`` is."""
         common = cell.common
+        if not common:
+            return canonical_json(cell.inputs)
         key = tuple(map(id, common))
         found = self._parts.get(key)
         if found is None:
@@ -177,8 +179,8 @@ class Cell:
 
     @property
     def common(self) -> tuple[object, ...]:
-        """All other inputs, as objects that cells with other seeds may have, too; the first tells the kind."""
-        raise NotImplementedError
+        """All other inputs, as objects that cells with other seeds may have, too; empty for a kind of few cells."""
+        return ()
 
     @property
     def _text_of_required(self) -> str:

@@ -203,10 +203,12 @@ class Claims:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of everything; the heartbeat goes last."""
+        """Let go of everything, and sweep once more; the heartbeat goes last."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        with contextlib.suppress(OSError):
+            self.observe()
         self.release(list(self._held))
         with contextlib.suppress(OSError):
             self._source.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from flr_bench.runner.plan import SEPARATOR, Plan, Row, closure, estimate
 from flr_bench.runner.progress import clock
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run_settings
 from flr_bench.runner.store import Store, read_json, write_json
-from flr_bench.runner.suite import explain
+from flr_bench.runner.suite import explain, split_names
 
 DECODING = "plain"
 """The decoding whose searches are compared: the model's own probability, for which exact search has its proof."""
@@ -120,8 +120,8 @@ def _models(plan: Plan, only: str | None) -> dict[str, Row]:
     if only is None:
         chosen = trained
     else:
-        wanted = [name.strip() for name in only.split(",")]
         known = {row.method for row in trained} | {label for row in rows for label in _labels(row, names[row.label])}
+        wanted = split_names(only, known)
         for name in wanted:
             if name not in known:
                 raise UnknownNameError(f"language model of suite {plan.file.suite.name}", name, known)

@@ -33,7 +33,7 @@ def pretty(value: Any, indent: int, *, sort_keys: bool = False, allow_nan: bool 
 class _Writer:
     def __init__(self, indent: int, sort_keys: bool, allow_nan: bool) -> None:
         self._indent, self._sorted, self._nan = indent, sort_keys, allow_nan
-        self._encoders: dict[str, Callable[[Any], str]] = {}
+        self._levels: list[tuple[str, str, Callable[[Any], str]]] = []
         self._scalar = self._encoder(",")
 
     def text(self, value: Any, level: int) -> str:
@@ -42,28 +42,31 @@ class _Writer:
             return encode_basestring(value)
         if kind is int:
             return str(value)
-        if kind is list and not value:
-            return "[]"
         if not value or not isinstance(value, dict | list | tuple):
-            return self._scalar(value)
-        outer = "\n" + " " * (self._indent * level)
-        inner = outer + " " * self._indent
+            return "[]" if kind is list else self._scalar(value)
+        outer, inner, flat = self._level(level)
         inside = value.values() if isinstance(value, dict) else value
-        if kind is list and _TEXT.issuperset(map(type, value)):
+        if kind is list and _TEXT.issuperset(map(type, inside)):
             return f"[{inner}{f',{inner}'.join(map(encode_basestring, value))}{outer}]"
         if _PLAIN.issuperset(map(type, inside)):
-            flat = self._encoder(f",{inner}")(value)
-            return f"{flat[0]}{inner}{flat[1:-1]}{outer}{flat[-1]}"
+            text = flat(value)
+            return f"{text[0]}{inner}{text[1:-1]}{outer}{text[-1]}"
+        below = self.text
         if isinstance(value, dict):
             items = sorted(value.items()) if self._sorted else value.items()
-            lines = [f"{encode_basestring(key)}: {self.text(part, level + 1)}" for key, part in items]
+            lines = [f"{encode_basestring(key)}: {below(part, level + 1)}" for key, part in items]
             return "{" + inner + f",{inner}".join(lines) + outer + "}"
-        return "[" + inner + f",{inner}".join([self.text(part, level + 1) for part in value]) + outer + "]"
+        return "[" + inner + f",{inner}".join([below(part, level + 1) for part in value]) + outer + "]"
+
+    def _level(self, level: int) -> tuple[str, str, Callable[[Any], str]]:
+        """The line breaks around and within what stands so deep, and what writes it where it holds plain values."""
+        while len(self._levels) <= level:
+            outer = "\n" + " " * (self._indent * len(self._levels))
+            inner = outer + " " * self._indent
+            self._levels.append((outer, inner, self._encoder(f",{inner}")))
+        return self._levels[level]
 
     def _encoder(self, separator: str) -> Callable[[Any], str]:
-        """Kept for each depth."""
-        if separator not in self._encoders:
-            self._encoders[separator] = json.JSONEncoder(
-                ensure_ascii=False, sort_keys=self._sorted, allow_nan=self._nan, separators=(separator, ": ")
-            ).encode
-        return self._encoders[separator]
+        return json.JSONEncoder(
+            ensure_ascii=False, sort_keys=self._sorted, allow_nan=self._nan, separators=(separator, ": ")
+        ).encode

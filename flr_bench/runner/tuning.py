@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flr_bench.errors import FlrBenchError, UsageError
+from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Cell, FitCell
 from flr_bench.runner.claims import Claims
@@ -36,7 +36,7 @@ from flr_bench.runner.session import Folders, Frontend, run_settings
 from flr_bench.runner.spaces import nested
 from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.studies import Study, Trial, open_studies, propose
-from flr_bench.runner.suite import Profile, RecommenderEntry, SuiteFile, find_suite, load_suite
+from flr_bench.runner.suite import Profile, RecommenderEntry, SuiteFile, find_suite, load_suite, split_names
 from flr_bench.runner.suite_source import merged
 from flr_bench.runner.work import Event, WorkSettings, Workshop
 
@@ -174,13 +174,28 @@ def _check_pruning(studies: Sequence[Study], metric: str) -> None:
         )
 
 
+def _chosen(file: SuiteFile, only: str | None) -> set[str] | None:
+    """The methods and labels that ``--only`` names; ``None`` for all."""
+    if only is None:
+        return None
+    known = {
+        name for entry in file.suite.recommenders if entry.control is None for name in (entry.name, entry.label) if name
+    }
+    names = split_names(only, known)
+    for name in names:
+        if name not in known:
+            what = f"method or label of suite {file.suite.name} that is no control"
+            raise UsageError(f"--only {only}: {UnknownNameError(what, name, known)}")
+    return set(names)
+
+
 def on_validation(file: SuiteFile, request: TuneRequest) -> SuiteFile:
     """The suite with its rows for tuning: one per method, no controls, one seed, all measured by the primary metric.
 
     Raises:
         UsageError: ``--only`` or ``--stage`` leaves nothing.
     """
-    only = None if request.only is None else {name.strip() for name in request.only.split(",")}
+    only = _chosen(file, request.only)
     entries: dict[str, RecommenderEntry] = {}
     for entry in file.suite.recommenders:
         label = entry.label or entry.name
@@ -193,7 +208,7 @@ def on_validation(file: SuiteFile, request: TuneRequest) -> SuiteFile:
         plain = entry.model_copy(update={"label": label, "stages": (chosen,), "decodings": None, "rank": {}})
         entries.setdefault(label, plain)
     if not entries:
-        raise UsageError(f"--only {request.only}: suite {file.suite.name} has no such method that is no control")
+        raise UsageError(f"suite {file.suite.name} has nothing to tune: all of its methods are controls")
     profile = file.profile(request.profile)
     budgets = {
         stage: budget if budget.epochs == 0 else budget.model_copy(update={"watch": file.suite.primary})

@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for step in STEPS:
                 taken = [run_step(step, folder, count) for _ in range(REPEATS if STEPS[step][2] else 1)]
                 rows.append(min(taken, key=lambda row: row.seconds))  # other programs can only add
-                say(f"{rows[-1].step}: {rows[-1].cells:,} cells, {seconds(rows[-1].seconds)}")
+                say(f"{rows[-1].step}: {rows[-1].cells:,} cells, {seconds(rows[-1].seconds)}\n")
     sys.stdout.write(as_markdown(rows) + "\n")
     if chosen.out is not None:
         chosen.out.mkdir(parents=True, exist_ok=True)

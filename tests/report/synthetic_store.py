@@ -33,6 +33,7 @@ class RowSpec:
     stochastic: bool = True
 
     variant: str = ""
+    point: dict[str, Any] = field(default_factory=dict)
 
 
 def crossed(method: str, stages: tuple[str, ...], strength: float) -> list[RowSpec]:
@@ -131,7 +132,8 @@ def _write_row(root: Path, suite: SyntheticSuite, spec: RowSpec) -> dict[str, An
     seeds = suite.seeds if spec.stochastic else (0,)
     cells = {data: {str(seed): _write_cells(root, suite, spec, data, seed) for seed in seeds} for data in suite.data}
     keys = ("label", "method", "family", "decoding", "control", "stochastic")
-    return {**{key: getattr(spec, key) for key in keys}, "stages": list(spec.stages), "cells": cells}
+    point = {"point": spec.point} if spec.point else {}
+    return {**{key: getattr(spec, key) for key in keys}, "stages": list(spec.stages), "cells": cells, **point}
 
 
 def _write_cells(root: Path, suite: SyntheticSuite, spec: RowSpec, data: str, seed: int) -> dict[str, Any]:

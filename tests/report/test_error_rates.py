@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from flr_bench.errors import DamagedFileError
 from flr_bench.evaluation.simulation import TESTS, Design, scenarios
-from flr_bench.report.error_rates import SEEN, simulate, write_error_rates
+from flr_bench.report.error_rates import SEEN, error_rate_tables, simulate, write_error_rates
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = scenarios((Design("one", {1: 20, 3: 10}), Design("two", {2: 15})), effects=(0.5,))
@@ -21,6 +22,19 @@ def test_the_number_of_workers_changes_no_rate_and_all_is_written(tmp_path: Path
     assert {(row["test"], row["trials"]) for row in rows} == {(t, "2" if t == "bootstrap" else "8") for t in TESTS}
     text = first[0].read_text()
     assert text.count("\n| one ") == 6 + 2
+
+
+def test_the_published_page_follows_from_the_published_rates(tmp_path: Path) -> None:
+    folder = ROOT / "results/simulations"
+    if not folder.is_dir():
+        pytest.skip("nothing published beside this checkout")
+    assert error_rate_tables(folder) == {"significance.md": (folder / "significance.md").read_bytes()}
+    text = (folder / "significance.csv").read_text()
+    (tmp_path / "significance.csv").write_text(text.replace("pairs,17,1000", "pairs,170,1000"))
+    assert error_rate_tables(tmp_path)["significance.md"] != (folder / "significance.md").read_bytes()
+    (tmp_path / "significance.csv").write_text(text.replace("ML-100K, 1,000", "ML-100K, 2,000"))
+    with pytest.raises(DamagedFileError, match="cannot be read"):
+        error_rate_tables(tmp_path)
 
 
 def test_what_is_published_holds_the_nominal_rate() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flr_bench.report import write_tables
-from tests.report.synthetic_store import ABLATION_ROWS, SyntheticSuite, drop_rank, write_store
+from flr_bench.report.look import Look
+from tests.report.synthetic_store import ABLATION_ROWS, MAIN_ROWS, SyntheticSuite, crossed, drop_rank, write_store
 
 
 @pytest.mark.tex
@@ -21,11 +22,25 @@ def test_the_tables_compile_with_booktabs_alone(tmp_path: Path) -> None:
     compile_pdf(tables, tmp_path)
 
 
-def compile_pdf(tables: Sequence[Path], folder: Path) -> None:
-    inputs = "\n".join(rf"\input{{{table}}}" for table in tables)
-    document = (
-        f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
+@pytest.mark.tex
+@pytest.mark.siunitx
+def test_the_tables_compile_with_siunitx(tmp_path: Path) -> None:
+    suite = SyntheticSuite(
+        rows=(*MAIN_ROWS[:3], *crossed("flr", ("sft",), 0.16)), contrasts=(("sasrec", "popularity"),)
     )
+    store = write_store(tmp_path / "runs", suite)
+    parts = ("main", "contrasts", "strata", "titles", "decoding", "cost")
+    write_tables(store, tmp_path / "results", None, None, look=Look(parts, ("siunitx.tex",), against="sasrec"))
+    tables = sorted((tmp_path / "results").rglob("*.siunitx.tex"))
+    assert {path.name.partition(".")[0] for path in tables} == {*parts, "against"}
+    assert r"\num{0." in tables[0].read_text()
+    compile_pdf(tables, tmp_path, "siunitx")
+
+
+def compile_pdf(tables: Sequence[Path], folder: Path, *packages: str) -> None:
+    inputs = "\n".join(rf"\input{{{table}}}" for table in tables)
+    used = "\n".join(rf"\usepackage{{{name}}}" for name in ("booktabs", *packages))
+    document = f"\\documentclass{{article}}\n{used}\n\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
     (folder / "document.tex").write_text(document)
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,15 +15,16 @@ from typer.testing import CliRunner
 from flr_bench.cli import app
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.report import write_tables
+from flr_bench.report.look import Look
 from flr_bench.report.published import refresh
-from flr_bench.report.write import QUALITY
+from flr_bench.report.write import QUALITY, json_bytes, look_of
 from tests.report.synthetic_store import ABLATION_ROWS, MAIN_ROWS, SyntheticSuite, drop_rank, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = SyntheticSuite(
-    rows=(*MAIN_ROWS[:3], MAIN_ROWS[4], *ABLATION_ROWS[:1]),
+    rows=(*MAIN_ROWS[:3], *MAIN_ROWS[4:6], replace(ABLATION_ROWS[0], point={"factors": 3}), *ABLATION_ROWS[1:2]),
     contrasts=(("sasrec", "popularity"), ("full", "sasrec")),
-    data=("two", "one"),
+    data=("two", "toys"),
     settings={"reference": "full"},
 )
 
@@ -39,6 +41,34 @@ def test_the_store_and_what_was_published_give_the_same_bytes(published: Path) -
     again = refresh(published)
     assert again.changed == ()
     assert {Path(name).stem for name in again.files} == {*QUALITY, "manifest"} - {"conditions"}
+    assert refresh(published, add=True).changed == ()
+
+
+def test_refresh_makes_what_the_folder_lists_and_adds_the_rest_if_asked(published: Path) -> None:
+    path = published / "manifest.json"
+    whole = path.read_bytes()
+    manifest = json.loads(whole)
+    for name in ("titles.md", "decoding.csv"):
+        del manifest["files"][name]
+        (published / name).unlink()
+    path.write_bytes(json_bytes(manifest))
+    assert refresh(published).changed == ()
+    assert refresh(published, add=True).changed == ("decoding.csv", "manifest.json", "titles.md")
+    refresh(published, add=True).write()
+    assert path.read_bytes() == whole
+
+
+def test_refresh_makes_tables_as_they_were_asked_for(tmp_path: Path) -> None:
+    parts = ("main", "contrasts", "titles", "ranks")
+    look = Look(parts, ("html", "siunitx.tex"), ("hr@10", "mrr@10"), against="sasrec")
+    write_tables(write_store(tmp_path / "runs", SUITE), tmp_path / "results", None, None, look=look)
+    folder = tmp_path / "results/main/cpu"
+    assert look_of(folder) == look
+    made = refresh(folder, add=True)
+    assert made.changed == ()
+    assert set(made.files) == {
+        "manifest.json", *(f"{n}.{e}" for n in ("main", "contrasts", "titles", "against") for e in look.endings)
+    }  # fmt: skip
 
 
 def test_a_changed_table_is_found_and_mended_and_nothing_else_is_touched(published: Path) -> None:

@@ -94,9 +94,17 @@ def test_what_a_killed_process_held_is_free_at_once(root: Path) -> None:
     finally:
         process.kill()
         process.wait()
+    assert not list((root / "tmp").iterdir()), "swept when the other left"
+    assert not list((root / "runners").iterdir())
+
+
+def test_the_next_runner_sweeps_what_a_killed_one_left(root: Path) -> None:
+    process = hold(root, "x")
+    process.kill()
+    process.wait()
     assert list((root / "tmp").iterdir())
     with Claims(root, timing=QUIET):
-        assert len(list((root / "tmp").iterdir())) == 1, "the next runner sweeps"
+        assert len(list((root / "tmp").iterdir())) == 1
         assert len(list((root / "runners").iterdir())) == 1
 
 

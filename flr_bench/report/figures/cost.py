@@ -1,0 +1,143 @@
+"""Quality against what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from flr_bench.report.comparisons import quality
+from flr_bench.report.cost import total_seconds
+from flr_bench.report.figures.quality import decodings_of, marks_of
+from flr_bench.report.figures.style import QUIET, headline, legend_below, looks, plain_log_ticks, spread_of
+from flr_bench.report.figures.words import figure_title, gap_sentence, gaps, sentences
+from flr_bench.report.reading import Row, SuiteView
+from flr_bench.report.tables import grouped, metric_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from flr_bench.evaluation.significance import Difference
+
+LEAST_SECONDS = 0.1
+"""What takes less stands here: a logarithmic axis has no room for next to nothing."""
+LINE = 0.031
+"""Height of a label, as a share of the axes of a figure of the usual height."""
+
+Point = tuple[Row, float, "Difference"]
+
+
+def cost_figure(view: SuiteView, data: str) -> Figure | None:
+    """Quality against seconds to train and rank (logarithmic), colour by family, mark by decoding.
+
+    The line joins the rows that no other beats at less cost.  Names stand beside the axes in the order of quality, so
+    that none lies over another.
+    """
+    from matplotlib.figure import Figure
+
+    points = sorted(_cost_points(view, data), key=lambda point: -point[2].mean)
+    if not points:
+        return None
+    longest = max(len(row.label) for row, *_ in points)
+    figure = Figure(figsize=(6.4 + 0.07 * longest, max(4.4, 0.2 * len(points) + 1.2)), layout="constrained")
+    axes = figure.subplots()
+    families = looks(list(dict.fromkeys(row.family for row, *_ in _cost_points(view, data))))
+    marks = marks_of(decodings_of(view.rows))
+    for row, seconds, found in points:
+        look = {"color": families[row.family]["color"], "marker": marks[row.decoding or ""]}
+        x = max(seconds, LEAST_SECONDS)
+        axes.errorbar(x, found.mean, yerr=spread_of(found), fmt="none", ecolor=look["color"], lw=0.8, alpha=0.45)
+        axes.plot(x, found.mean, ms=6, mec="white", mew=0.6, linestyle="none", zorder=3, **look)
+    front = pareto_front([(seconds, found.mean, row.label) for row, seconds, found in points])
+    axes.plot(
+        [max(x, LEAST_SECONDS) for x, *_ in front],
+        [y for _, y, _ in front],
+        color=QUIET,
+        lw=1.0,
+        drawstyle="steps-post",
+        zorder=1,
+    )
+    axes.set_xscale("log")
+    plain_log_ticks(axes)
+    _names(axes, points, {label for *_, label in front})
+    axes.set_xlabel("seconds to train and rank")
+    axes.set_ylabel(f"{metric_title(view.primary)}, 95 % interval")
+    _head(figure, view, data, least=min(seconds for _, seconds, _ in points) < LEAST_SECONDS)
+    by_family = {name: {"color": look["color"], "marker": "o", "linestyle": "none"} for name, look in families.items()}
+    by_mark = {
+        name or "no decoding": {"color": "0.3", "marker": mark, "linestyle": "none"} for name, mark in marks.items()
+    }
+    legend_below(figure, {**by_family, **by_mark, "none better at less cost": {"color": QUIET}}, columns=5)
+    return figure
+
+
+def cost_says(view: SuiteView, data: str) -> str:
+    """The rows that no other beats at less cost, from the cheapest to the best."""
+    front = pareto_front([(seconds, found.mean, row.label) for row, seconds, found in _cost_points(view, data)])
+    shown = [f"{label} ({_seconds(seconds)} s, {value:.4f})" for seconds, value, label in front]
+    return sentences(
+        f"{metric_title(view.primary)} on {data} against the seconds to train and rank. No other row has more for "
+        f"less than these: {', '.join(shown)}.",
+        gap_sentence(gaps(view, _competing(view, data), data)),
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds >= LEAST_SECONDS else f"under {LEAST_SECONDS:g}"
+
+
+def pareto_front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Of points ``(cost, quality, name)`` those that none is at most as costly and better than, cheapest first."""
+    front: list[tuple[float, float, str]] = []
+    for point in sorted(points, key=lambda one: (one[0], -one[1])):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _competing(view: SuiteView, data: str) -> list[Row]:
+    return [row for row in grouped(view.rows_on(data)) if not row.is_control]
+
+
+def _cost_points(view: SuiteView, data: str) -> Iterator[Point]:
+    for row in _competing(view, data):
+        seconds, found = total_seconds(view, row, data).mean, quality(view, row, data, view.primary)
+        if seconds is not None and found is not None:
+            yield row, seconds, found
+
+
+def _head(figure: Figure, view: SuiteView, data: str, *, least: bool) -> None:
+    what = "Seconds are means over seeds, without what is prepared once for all rows."
+    below = f"{what} What takes less than {LEAST_SECONDS:g} s stands there." if least else what
+    headline(figure, figure_title(view, data), below, gap_sentence(gaps(view, _competing(view, data), data)))
+
+
+def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
+    """Labels on the right, best first, pushed apart, each with a thin line to its point."""
+    low, high = axes.get_ylim()
+    wanted = [(found.mean - low) / (high - low) for *_, found in points]
+    height = min(LINE * 4.4 / max(4.4, 0.2 * len(points) + 1.2) * 1.35, 1 / len(points))
+    for (row, seconds, found), place in zip(points, spaced(wanted, height), strict=True):
+        axes.annotate(
+            row.label,
+            (max(seconds, LEAST_SECONDS), found.mean),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize="small",
+            fontweight="bold" if row.label in front else "normal",
+            arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)},
+            zorder=0,
+        )
+
+
+def spaced(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places at least ``gap`` apart and near the wanted ones, given from the highest to the lowest."""
+    places: list[float] = []
+    for place in wanted:
+        places.append(min(place, places[-1] - gap) if places else place)
+    over = gap / 2 - places[-1] if places and places[-1] < gap / 2 else 0.0
+    for i in reversed(range(len(places))):
+        floor = places[i + 1] + gap if i + 1 < len(places) else places[-1] + over
+        places[i] = max(places[i], floor)
+    return places

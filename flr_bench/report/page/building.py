@@ -1,0 +1,210 @@
+"""Puts a page together: what it says first, then everything that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from flr_bench.report.captions import caption, missing_notes
+from flr_bench.report.claims import beats_all_notes, interval_words
+from flr_bench.report.data_view import Section, leakage_section, preparation_section, size_section, terms_section
+from flr_bench.report.page import about
+from flr_bench.report.page.answer import Answer, answer, other_contrasts, taken_out
+from flr_bench.report.page.pictures import Picture, slug
+from flr_bench.report.page.sources import Source, choose
+from flr_bench.report.page.tables import standings_table, verdict_table
+from flr_bench.report.page.templating import rendered
+from flr_bench.report.reading import SuiteView
+from flr_bench.report.render import Table
+from flr_bench.report.seeds import seed_words
+from flr_bench.report.tables import main_table, metric_title, reference_row, strata_table
+from flr_bench.report.write import make_folder, write_file
+
+MOST_PICTURES = 4_000_000
+"""Bytes of figures on a page at most, so that it stays below 5 MB."""
+FIRST = "quality"
+"""The figure that stands beside the answer."""
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """All of the page about one data set.
+
+    Attributes:
+        name: the data set.
+        key: the same as part of an element's name.
+        answer: what is said first.
+        counts: who was counted, under which settings.
+        seeds: how many seeds there are and what they share.
+        standings: every method, best first.
+        rivals: FLR against the rivals that the suite names; ``None`` if it names none.
+        parts: which part of FLR matters, one table a suite.
+        metrics: the suite's main table.
+        strata: the same within parts of the test examples.
+        cost: measured times and memory; ``None`` where there are none.
+        notes: whether FLR beats all of its rivals.
+        missing: what is missing.
+        pictures: the figures.
+        left_out: titles of figures that would make the page too large.
+        facts: the data set itself, leakage among them.
+    """
+
+    name: str
+    key: str
+    answer: Answer
+    counts: str
+    seeds: str
+    standings: Table
+    rivals: Table | None
+    parts: tuple[Table, ...]
+    metrics: Table
+    strata: Table
+    cost: Table | None
+    notes: tuple[str, ...]
+    missing: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    left_out: tuple[str, ...]
+    facts: tuple[Section, ...]
+
+    def pictured(self, *names: str) -> tuple[Picture, ...]:
+        """The figures of those names."""
+        return tuple(p for p in self.pictures if p.name in names)
+
+    def pictured_besides(self, *names: str) -> tuple[Picture, ...]:
+        """All other figures."""
+        return tuple(p for p in self.pictures if p.name not in names)
+
+
+def write_report(runs: Path, results: Path, suite: str, profile: str, out: Path) -> tuple[Path, Source]:
+    """Write the page of a suite, whole or not at all; folders above it are made.
+
+    Args:
+        runs: the store.
+        results: where published folders lie, which are read if there is no store.
+        suite: the suite's name.
+        profile: its profile.
+        out: the file.
+
+    Returns:
+        The file, and where its numbers come from.
+
+    Raises:
+        UsageError: there is nothing to show.
+        DamagedFileError: a file cannot be read.
+        ResultsFolderError: ``out`` cannot be written.
+    """
+    source = choose(runs, results, suite, profile, out)
+    text = report_page(source)
+    make_folder(out.parent, figures=False)
+    return write_file(out, text.encode()), source
+
+
+def report_page(source: Source) -> str:
+    """The page as HTML; the same source gives the same bytes."""
+    view = source.view
+    room = MOST_PICTURES // max(len(view.data), 1)
+    varies = reference_row(view) is not None
+    parts = [_data_part(source, data, room) for data in view.data]
+    return rendered(
+        "report.html",
+        view=view,
+        metric=metric_title(view.primary),
+        question=VARYING_QUESTION if varies else QUESTION,
+        parts=parts,
+        who=about.who({row.method for part in parts for row in part.answer.named}),
+        methods=about.method_table(view),
+        labels=about.label_parts(view),
+        controls=[row.label for row in view.rows if row.is_control],
+        budgets=about.budget_table(view),
+        settings=about.settings_lines(view),
+        environments=about.environment_table(source.environments),
+        commands=about.commands(view, source.varying, source.environments),
+        cells=[(suite.version, about.cell_lines(suite, source.address)) for suite in (view, *source.varying)],
+        origin=source.origin,
+    )
+
+
+QUESTION = (
+    "A language model can recommend the next item by writing its title. Does it help to let it think first, in a "
+    "vector that is never spelled out, and to split that thought into several factors (FLR): compared with one "
+    "thought, with none, and with recommenders that have no language model?"
+)
+VARYING_QUESTION = (
+    "FLR lets a language model think before it recommends, in a vector that is never spelled out and that several "
+    "factors refine step by step. Which of its parts matters?"
+)
+
+
+def _data_part(source: Source, data: str, room: int) -> DataPart:
+    view, seconds = source.view, partial(source.seconds, data)
+    metric = metric_title(view.primary)
+    own = [view] if reference_row(view) else []
+    found = answer(view, data, next(iter([*own, *source.taken_apart(data)]), None), seconds)
+    kept, left_out = _within(source.pictures(data), room)
+    manifest = (view.record.get("data_manifests") or {}).get(data) or {}
+    rivals = None
+    if found.rivals:
+        rivals = verdict_table(
+            f"rivals-{data}", f"{found.focus} against the rivals that the suite names", found.rivals, metric,
+            interval_words(len(view.record.get("contrasts") or ())),
+        )  # fmt: skip
+    return DataPart(
+        name=data,
+        key=slug(data),
+        answer=found,
+        counts=caption(view, data),
+        seeds=seed_words(view, data),
+        standings=standings_table(view, found, seconds),
+        rivals=rivals,
+        parts=tuple(_parts(source, data, metric)),
+        metrics=main_table(view, data),
+        strata=strata_table(view, data),
+        cost=source.cost(data),
+        notes=beats_all_notes(view, found.rivals),
+        missing=missing_notes(view, data),
+        pictures=kept,
+        left_out=left_out,
+        facts=tuple(make(manifest) for make in (size_section, preparation_section, leakage_section, terms_section)),
+    )
+
+
+def _parts(source: Source, data: str, metric: str) -> list[Table]:
+    """What each suite that varies FLR shows, then this suite's own contrasts with controls and within methods."""
+    tables = []
+    own = (source.view,) if reference_row(source.view) else ()
+    for suite in (*own, *source.taken_apart(data)):
+        tables.append(_taken_out(suite, data, metric))
+    others = other_contrasts(source.view, data) if not own else ()
+    if others:
+        said = (
+            "Controls tell whether the thought says anything of the user (noise, the mean thought or another user's in "
+        )
+        said += "its place) and what training adds. " + interval_words(len(source.view.record.get("contrasts") or ()))
+        title = "Controls, stages and decodings: the suite's other comparisons"
+        tables.append(verdict_table(f"controls-{data}", title, others, metric, said))
+    return tables
+
+
+def _taken_out(suite: SuiteView, data: str, metric: str) -> Table:
+    reference = reference_row(suite)
+    label = "" if reference is None else reference.label
+    compared = taken_out(suite, data)
+    said = f"Positive differences: '{label}' is better than the row named, so that the change costs quality. "
+    return verdict_table(
+        f"{suite.name}-{data}", f"'{label}' against each change in suite {suite.name}", compared, metric,
+        f"{said}{caption(suite, data)} {interval_words(len(compared))}",
+    )  # fmt: skip
+
+
+def _within(pictures: Sequence[Picture], room: int) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+    """The figures that fit, the one beside the answer first; and the titles of the others."""
+    kept: list[Picture] = []
+    left_out = []
+    for one in sorted(pictures, key=lambda p: p.name != FIRST):
+        if sum(p.size for p in kept) + one.size <= room:
+            kept.append(one)
+        else:
+            left_out.append(one.title)
+    return tuple(kept), tuple(left_out)
