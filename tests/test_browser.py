@@ -81,3 +81,13 @@ def test_mlflow_shows_the_runs_by_name(served: tuple[str, str], tmp_path: Path) 
     shown = page(f"{address}/{run}", tmp_path / "browser")
     assert "rank sasrec · ml-100k · seed 0" in shown
     assert "ndcg_at_10" in shown
+
+
+@pytest.mark.browser
+def test_mlflow_opens_the_views_that_were_written_for_it(served: tuple[str, str], tmp_path: Path) -> None:
+    address, _ = served
+    charts = page(f"{address}?viewStateShareKey=rows--means-over-seeds&compareRunsMode=CHART", tmp_path / "browser")
+    assert "Rows, means over seeds" in charts
+    assert "To begin with" in charts, "our section of charts"
+    assert "mrr_at_10" in charts
+    assert "main@1 cpu" not in charts, "rankings alone, not the run of the suite"

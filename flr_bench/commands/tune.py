@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +29,7 @@ from flr_bench.commands.options import (
     Retry,
     Runs,
     SuiteName,
+    Track,
     UntilConverged,
     Workers,
 )
@@ -81,6 +83,7 @@ def tune(
     mlruns: Mlruns = MLRUNS,
     results: Results = RESULTS,
     quiet: Quiet = False,
+    track: Track = True,
     memory: Memory = None,
     cell_memory: CellMemory = None,
     cell_time: CellTime = None,
@@ -121,6 +124,8 @@ def tune(
     shown = [summarised(study) for study in tuning.studies]
     files = write_tuning(shown, folder, words(tuning))
     tuned = write_tuned(tuning, folder / "tuned.yaml")
+    if track:
+        mirrored(tuning, shown, mlruns)
     if not quiet:
         typer.echo(next(path for path in files if path.suffix == ".md").read_text(encoding="utf-8"))
     typer.echo(f"tuned parameters in {tuned}")
@@ -131,6 +136,27 @@ def results_folder(tuning: Tuning, results: Path) -> Path:
     request = tuning.request
     parts = [tuning.plan.file.suite.name, request.profile, request.stage, "pruned" if request.prune else None]
     return results / "tuning" / "-".join(part for part in parts if part)
+
+
+def mirrored(tuning: Tuning, shown: Sequence[Tuned], mlruns: Path) -> None:
+    """Send the studies' trials to MLflow; where it cannot be written, that is one line and no failure."""
+    from flr_bench.tracking import StudyContent, Tracker, TrialContent
+
+    suite, metric = tuning.plan.file.suite.version, tuning.plan.file.suite.primary
+    studies = [
+        StudyContent(
+            study.storage.study_name,
+            suite,
+            tuning.request.profile,
+            study.data,
+            study.label,
+            study.fit.stage,
+            metric,
+            [TrialContent(**vars(point)) for point in tuned.trials],
+        )
+        for study, tuned in zip(tuning.studies, shown, strict=True)
+    ]
+    Tracker(None, mlruns).send_studies(studies)
 
 
 def words(tuning: Tuning) -> TuningWords:

@@ -13,6 +13,8 @@ One experiment per suite, one parent run per invocation, one child run per cell.
 ``mirror``              suites and cells as MLflow's runs; what is missing, and only that
 ``content``             what a cell and a suite say in MLflow's terms
 ``connection``          the client: first use of a database, locked databases, errors
+``views``               what MLflow's page of an experiment offers: runs, columns and charts chosen beforehand
+``trials``              tuning studies: one run for each study and trial
 ``models``              a trained model as MLflow's pyfunc
 ======================  ==============================================================
 """
@@ -20,5 +22,15 @@ One experiment per suite, one parent run per invocation, one child run per cell.
 from flr_bench.tracking.connection import tracking_uri, ui_command
 from flr_bench.tracking.content import CELL_TAG, KIND_TAG, PARENT_TAG
 from flr_bench.tracking.tracker import Tracker
+from flr_bench.tracking.trials import StudyContent, TrialContent
 
-__all__ = ["CELL_TAG", "KIND_TAG", "PARENT_TAG", "Tracker", "tracking_uri", "ui_command"]
+__all__ = [
+    "CELL_TAG",
+    "KIND_TAG",
+    "PARENT_TAG",
+    "StudyContent",
+    "Tracker",
+    "TrialContent",
+    "tracking_uri",
+    "ui_command",
+]

@@ -21,6 +21,9 @@ NAME_TAG = "mlflow.runName"
 NOTE_TAG = "mlflow.note.content"
 ARTIFACTS = ("cell.json", "metrics.json", "environment.json", "system.json", "log.txt")
 
+LOOKED_AT = ("ndcg", "hr", "mrr", "coverage")
+"""Metrics that the columns and charts of a suite's page show beside its primary one."""
+
 CURVE_POINTS, SYSTEM_POINTS = 300, 60
 """Points of a curve, and of a system metric, that are mirrored at most; the store keeps all.
 
@@ -74,6 +77,8 @@ class SuiteContent:
         note: a description for people, as Markdown.
         cells: tags by cell.
         data: data sets by name.
+        description: what it is about.
+        metrics: what its rankings are first looked at for, the primary one first.
     """
 
     version: str
@@ -82,6 +87,8 @@ class SuiteContent:
     note: str
     cells: Mapping[str, Mapping[str, str]]
     data: Mapping[str, DataSet] = field(default_factory=dict)
+    description: str = ""
+    metrics: Sequence[str] = ()
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> SuiteContent:
@@ -94,6 +101,8 @@ class SuiteContent:
             _suite_note(record),
             _cell_tags(record),
             {str(name): _data_set(str(name), manifest) for name, manifest in manifests.items()},
+            str(record.get("description") or ""),
+            _first_metrics(record),
         )
 
     def tags(self) -> dict[str, str]:
@@ -107,6 +116,14 @@ class SuiteContent:
     def data_set(self, cell_hash: str) -> DataSet | None:
         """The data that a cell learns from or ranks."""
         return self.data.get(self.cells.get(cell_hash, {}).get("data", ""))
+
+
+def _first_metrics(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The primary metric, then the usual ones at the largest k."""
+    if not record.get("primary"):
+        return ()
+    k = max(record.get("k") or (10,))
+    return tuple(dict.fromkeys([str(record["primary"]), *(f"{name}@{k}" for name in LOOKED_AT)]))
 
 
 def _cell_tags(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:

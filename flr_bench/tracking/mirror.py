@@ -31,6 +31,7 @@ from flr_bench.tracking.content import (
     flat,
     safe,
 )
+from flr_bench.tracking.views import suite_page, write_page
 
 # Names that begin so are not shown among the tags.
 WRITER_TAG = "mlflow.flr_bench.writer"
@@ -105,7 +106,10 @@ class Mirror:
 
     def experiment(self, suite: SuiteContent) -> str:
         """The id of the suite's experiment, made if need be."""
-        name = suite.version
+        return self.experiment_named(suite.version)
+
+    def experiment_named(self, name: str) -> str:
+        """The id of the experiment of that name, made if need be."""
         if name not in self._experiments:
             self._experiments[name] = self._found_experiment(name) or self._new_experiment(name)
         return self._experiments[name]
@@ -133,7 +137,13 @@ class Mirror:
         tags |= {NOTE_TAG: suite.note, "mlflow.source.name": "flr-bench", "mlflow.source.type": "LOCAL"}
         run = self._create(suite, tags, None)
         self._log(run, (), flat(suite.settings))
+        self._page(suite)
         return run
+
+    def _page(self, suite: SuiteContent) -> None:
+        if suite.metrics:
+            page = suite_page(suite.description, [safe(name) for name in suite.metrics])
+            write_page(self.client, self.experiment(suite), page)
 
     def end(self, run: str, status: str) -> None:
         """End a run with one of the runner's words, or MLflow's own."""
@@ -222,6 +232,7 @@ class Mirror:
             missing = [self._missing(suite, store, parent) for suite in suites]
             total = sum(len(one.folders) + len(one.failures) for one in missing)
             for one in missing:
+                self._page(one.suite)
                 under = self._send(one, parent, done, lambda: settings.report(done.sent, total))
                 if settings.tables is not None:
                     self._sync_tables(one.suite, under, settings.tables)
@@ -229,12 +240,12 @@ class Mirror:
 
     def forget(self, suite: SuiteContent) -> None:
         """Delete all runs that were mirrored of a suite, in every profile."""
-        for run in list(self._runs(self.experiment(suite), f"tags.{KIND_TAG} != ''")):
+        for run in list(self.runs(self.experiment(suite), f"tags.{KIND_TAG} != ''")):
             self.client.delete_run(run.info.run_id)
 
     def run_of(self, suite: SuiteContent, cell: str) -> str | None:
         """The finished run of a cell."""
-        for run in self._runs(self.experiment(suite), f"tags.{CELL_TAG} = '{cell}' and attributes.status = 'FINISHED'"):
+        for run in self.runs(self.experiment(suite), f"tags.{CELL_TAG} = '{cell}' and attributes.status = 'FINISHED'"):
             return str(run.info.run_id)
         return None
 
@@ -273,7 +284,7 @@ class Mirror:
     def _close_killed(self, experiment: str, suite: SuiteContent, current: str | None) -> None:
         """End the parent runs of invocations that could not do so themselves."""
         query = f"tags.{KIND_TAG} = 'suite' and tags.profile = '{suite.profile}' and attributes.status = 'RUNNING'"
-        for run in self._runs(experiment, query):
+        for run in self.runs(experiment, query):
             if run.info.run_id != current:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
@@ -281,7 +292,7 @@ class Mirror:
         """Cells that need no run, and failures (cell and error) that have one; what was left half done is removed."""
         done: set[str] = set()
         failed: set[tuple[str, str]] = set()
-        for run in self._runs(experiment, f"tags.{CELL_TAG} != ''"):
+        for run in self.runs(experiment, f"tags.{CELL_TAG} != ''"):
             tags = run.data.tags
             if run.info.status == "FINISHED" or _is_being_written(run.info.status, tags.get(WRITER_TAG, "")):
                 done.add(tags[CELL_TAG])
@@ -297,12 +308,13 @@ class Mirror:
         if not files:
             return
         query = f"tags.{KIND_TAG} = 'suite' and tags.profile = '{suite.profile}'"
-        parents = list(self._runs(self.experiment(suite), query))
+        parents = list(self.runs(self.experiment(suite), query))
         if not any(run.data.tags.get(TABLES_TAG) == _digest(files, root) for run in parents):
             newest = under or (parents[0].info.run_id if parents else self._synced_parent(suite))
             self.files(str(newest), files, root)
 
-    def _runs(self, experiment: str, query: str) -> Iterator[Any]:
+    def runs(self, experiment: str, query: str) -> Iterator[Any]:
+        """Runs of an experiment that a filter selects, page by page."""
         token = None
         while True:
             page = self.client.search_runs([experiment], query, max_results=1000, page_token=token)
@@ -313,7 +325,7 @@ class Mirror:
 
     def _synced_parent(self, suite: SuiteContent) -> str:
         query = f"tags.{KIND_TAG} = 'suite' and tags.origin = 'sync' and tags.profile = '{suite.profile}'"
-        for run in self._runs(self.experiment(suite), query):
+        for run in self.runs(self.experiment(suite), query):
             return str(run.info.run_id)
         return self.start_parent(suite, "sync")
 

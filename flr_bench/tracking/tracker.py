@@ -21,11 +21,14 @@ from flr_bench.tracking.background import Background
 from flr_bench.tracking.connection import errors, prepare_import, tracking_uri
 from flr_bench.tracking.content import SuiteContent
 from flr_bench.tracking.mirror import Mirror, Synced, SyncSettings, recorded_suites
+from flr_bench.tracking.trials import StudyContent, send_studies
 
 PATIENCE = 10.0
 """Seconds that an invocation waits for MLflow at its end, at most; ``FLR_BENCH_TRACK_WAIT`` sets another number."""
 CAPACITY = 1000
 """Messages to MLflow that may wait; what comes on top is left to ``flr-bench track sync``."""
+SYNC_LATER = "say 'flr-bench track sync' later"
+"""How to mend a mirror that lacks cells."""
 RETRY_SECONDS = 60.0
 """After a failure MLflow is left alone for so long."""
 
@@ -162,6 +165,17 @@ class Tracker:
             self._warn(f"not mirrored: {line}")
         return done.sent
 
+    def send_studies(self, studies: Sequence[StudyContent]) -> int:
+        """Mirror the trials of tuning studies that MLflow lacks; again changes nothing.
+
+        Returns:
+            How many trials were sent; 0 if MLflow cannot be reached, which is told in one line.
+        """
+        prepare_import()
+        with self._tolerant("the same command later sends what is missing"):
+            return send_studies(self._mirror, studies)
+        return 0
+
     @contextmanager
     def reaching(self) -> Iterator[None]:
         """For commands that are about MLflow itself: a failure to reach it is an error.
@@ -218,25 +232,22 @@ class Tracker:
             self._tell(f"{what} not mirrored to MLflow at {self.uri} yet, nothing is lost: say 'flr-bench track sync'")
 
     @contextmanager
-    def _tolerant(self) -> Iterator[None]:
+    def _tolerant(self, remedy: str = SYNC_LATER) -> Iterator[None]:
         """Turn a failure to reach MLflow into one line."""
         try:
             with self._writing:
                 yield
         except errors() as error:
-            self._failed(error)
+            self._failed(error, remedy)
         else:
             self.down = False
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, remedy: str = SYNC_LATER) -> None:
         self.down = True
         reason = _reason(error)
         if not isinstance(error, errors()):
             reason = f"{type(error).__name__}: {reason}"
-        self._tell(
-            f"MLflow at {self.uri} cannot be written ({reason}); the run goes on, nothing is lost: "
-            "say 'flr-bench track sync' later"
-        )
+        self._tell(f"MLflow at {self.uri} cannot be written ({reason}); the run goes on, nothing is lost: {remedy}")
 
     def _tell(self, line: str) -> None:
         if not self._told:
