@@ -114,15 +114,19 @@ def _head(figure: Figure, view: SuiteView, data: str, *, least: bool) -> None:
 
 def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
     """Labels on the right, best first, pushed apart, each with a thin line to its point."""
+    from matplotlib.transforms import offset_copy
+
     low, high = axes.get_ylim()
     wanted = [(found.mean - low) / (high - low) for *_, found in points]
+    # In points: a distance that grew with the axes would change the room that the layout keeps for the names.
+    beside = offset_copy(axes.transAxes, axes.get_figure(root=True), x=10, units="points")
     height = min(LINE * 4.4 / max(4.4, 0.2 * len(points) + 1.2) * 1.35, 1 / len(points))
     for (row, seconds, found), place in zip(points, spaced(wanted, height), strict=True):
         axes.annotate(
             row.label,
             (max(seconds, LEAST_SECONDS), found.mean),
-            xytext=(1.03, place),
-            textcoords="axes fraction",
+            xytext=(1.0, place),
+            textcoords=beside,
             va="center",
             fontsize="small",
             fontweight="bold" if row.label in front else "normal",
