@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from json.encoder import encode_basestring_ascii
 from typing import Any, ClassVar
 
@@ -36,12 +36,6 @@ def canonical_json(value: Any) -> str:
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-@lru_cache(maxsize=4096)
-def _as_dict(value: Budget | ExampleSettings | Machine) -> dict[str, Any]:
-    """``asdict`` of what very many cells share; not to be changed by who receives it."""
-    return asdict(value)
-
-
 class _Texts:
     """Canonical JSON of cells' inputs, of which those that only differ in seed have most in common.
 
@@ -53,12 +47,18 @@ class _Texts:
     def __init__(self) -> None:
         """Nothing is known yet."""
         self._parts: dict[tuple[int, ...], tuple[tuple[object, ...], list[str]]] = {}
+        self._fields: dict[type[Cell], tuple[str, ...]] = {}
+
+    def common_fields(self, kind: type[Cell]) -> tuple[str, ...]:
+        """A cell's fields but for its label and those of the inputs that vary: a field that is added counts."""
+        if kind not in self._fields:
+            names = [field.name for field in fields(kind)]
+            self._fields[kind] = tuple(name for name in names if name not in ("label", *kind.VARYING))
+        return self._fields[kind]
 
     def of(self, cell: Cell) -> str:
         """What ``canonical_json(cell.inputs)`` is."""
         common = cell.common
-        if not common:
-            return canonical_json(cell.inputs)
         key = tuple(map(id, common))
         found = self._parts.get(key)
         if found is None:
@@ -127,7 +127,7 @@ class Machine:
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """What enters a cell's hash; one device goes without saying."""
-        return {name: value for name, value in _as_dict(self).items() if name != "devices" or value != 1}
+        return {name: value for name, value in asdict(self).items() if name != "devices" or value != 1}
 
     @property
     def cost_key(self) -> str:
@@ -179,8 +179,8 @@ class Cell:
 
     @property
     def common(self) -> tuple[object, ...]:
-        """All other inputs, as objects that cells with other seeds may have, too; empty for a kind of few cells."""
-        return ()
+        """What all other inputs are made from, as objects that cells with other seeds may have, too."""
+        return (type(self), *[getattr(self, name) for name in _TEXTS.common_fields(type(self))])
 
     @property
     def _text_of_required(self) -> str:
@@ -279,12 +279,6 @@ class PrepareCell(Cell):
         }
 
     @property
-    def common(self) -> tuple[object, ...]:
-        """See :attr:`Cell.common`."""
-        made = (self.what, self.revision, self.params, self.fingerprint)
-        return (self.kind, self.data, self.max_history, *made, self.machine, self.train_share)
-
-    @property
     def cost_key(self) -> tuple[str, ...]:
         """See :attr:`Cell.cost_key`."""
         return (self.kind, self.what, self.machine.cost_key)
@@ -326,14 +320,14 @@ class FitCell(Cell):
         """See :attr:`Cell.own_inputs`."""
         return {
             "data": self.data.inputs,
-            "examples": _as_dict(self.examples),
+            "examples": asdict(self.examples),
             "method": self.method,
             "revision": self.revision,
             "params": self.params,
             "stage": self.stage,
             "seed": self.seed,
             "machine": self.machine.inputs,
-            "budget": _as_dict(self.budget),
+            "budget": asdict(self.budget),
             **_given(train_share=self.train_share),
         }
 
@@ -341,12 +335,6 @@ class FitCell(Cell):
     def varying(self) -> tuple[str, ...]:
         """See :attr:`Cell.varying`."""
         return (self._text_of_required, str(self.seed))
-
-    @property
-    def common(self) -> tuple[object, ...]:
-        """See :attr:`Cell.common`."""
-        trained = (self.method, self.revision, self.params, self.stage, self.budget)
-        return (self.kind, self.data, self.examples, *trained, self.machine, self.train_share)
 
     @property
     def cost_key(self) -> tuple[str, ...]:
@@ -396,9 +384,8 @@ class RankCell(Cell):
 
     @property
     def common(self) -> tuple[object, ...]:
-        """See :attr:`Cell.common`."""
-        ranked = (self.params, self.test_examples, self.ks, self.data, self.history_change)
-        return (self.kind, *ranked, self.fit.examples.seen_items)
+        """See :attr:`Cell.common`; one input is the fit's."""
+        return (*super().common, self.fit.examples.seen_items)
 
     @property
     def ranked_data(self) -> DataRef:

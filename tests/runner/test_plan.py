@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,22 @@ def test_a_hash_is_that_of_the_inputs_as_canonical_json(make: Callable[..., Plan
     cells = make().cells
     assert {cell.kind for cell in cells} == {"fit", "rank"}
     for cell in cells:
+        assert hashlib.sha256(canonical_json(cell.inputs).encode()).hexdigest().startswith(cell.hash)
+
+
+def test_a_hash_takes_in_every_field_that_the_inputs_have(make: Callable[..., Plan]) -> None:
+    fit = next(cell for cell in make().cells if isinstance(cell, FitCell))
+    changes = {
+        "revision": 99,
+        "stage": "other",
+        "seed": 99,
+        "params": {"a": 1},
+        "method": "other",
+        "requires": {"b": fit},
+    }
+    changed = [fit, *(replace(fit, **{name: value}) for name, value in changes.items())]
+    assert len({cell.hash for cell in changed}) == len(changed)
+    for cell in changed:
         assert hashlib.sha256(canonical_json(cell.inputs).encode()).hexdigest().startswith(cell.hash)
 
 
