@@ -23,7 +23,7 @@ from flr_bench.data.sorting import stable_order
 from flr_bench.data.sources import RawData, Source
 from flr_bench.data.splitting import PARTS, TRAIN, Int8s, SplitParams, make_examples, spread_over_users
 from flr_bench.data.statistics import statistics
-from flr_bench.data.storage import canonical, load, save
+from flr_bench.data.storage import canonical, folder_of, load, save
 from flr_bench.errors import DataError
 from flr_bench.interface import Catalog, Examples, Int64s, Interactions, Split
 
@@ -192,7 +192,7 @@ def prepare(
         "filters": {} if own and filters == FilterParams() else filters.model_dump(mode="json"),
         "split": effective_split(split, given=own).recipe(),
     }
-    folder = cache / "data" / hashlib.sha256(canonical(recipe)).hexdigest()[:20]
+    folder = folder_of(cache, recipe)
     if not folder.is_dir():
         data = build(name, source.read(), filters, split)
         save(data, folder, {**data.manifest, "recipe": recipe, "source": {**recipe["source"], **_about(source)}})

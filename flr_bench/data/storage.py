@@ -215,6 +215,11 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def folder_of(cache: Path, recipe: Mapping[str, Any]) -> Path:
+    """Where data that were prepared so lie, or will."""
+    return cache / "data" / hashlib.sha256(canonical(recipe)).hexdigest()[:20]
+
+
 def _read_catalog(path: Path) -> Catalog:
     table = read_text(path)
     attributes = {

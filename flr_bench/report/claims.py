@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from flr_bench.report.comparisons import Comparison, compare
-from flr_bench.report.reading import Row, SuiteView
+from flr_bench.report.reading import SuiteView
 
 CLAIM = 0.05
 """The relative difference that papers of this kind report; whether it could be shown is said under tables."""
@@ -16,6 +16,22 @@ ONE_SIDED = 0.025
 def declared_pairs(view: SuiteView) -> list[tuple[str, str]]:
     """The suite's contrasts as labels ``(of, against)``."""
     return [(str(c["of"]), str(c["against"])) for c in view.record.get("contrasts") or ()]
+
+
+def named_rivals(view: SuiteView, pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Labels of the rivals that pairs ``(of, against)`` set a row against, by its label; controls are none."""
+    found: dict[str, tuple[str, ...]] = {}
+    for of, against in pairs:
+        own, other = view.row(of), view.row(against)
+        if own is not None and other is not None and other.method != own.method and not other.is_control:
+            found[of] = (*found.get(of, ()), against)
+    return found
+
+
+def most_rivals(view: SuiteView) -> tuple[str, tuple[str, ...]]:
+    """The row with most named rivals, the first of them on a tie, and those; ``("", ())`` without any."""
+    found = named_rivals(view, declared_pairs(view))
+    return max(found.items(), key=lambda item: len(item[1]), default=("", ()))
 
 
 def interval_words(count: int) -> str:
@@ -85,19 +101,13 @@ def beats_all_notes(view: SuiteView, comparisons: Sequence[Comparison]) -> tuple
     Rivals are rows of other methods that the suite's contrasts name, without controls.
     """
     notes = []
-    for label in dict.fromkeys(c.of for c in comparisons):
-        own = view.row(label)
-        rivals = [c for c in comparisons if c.of == label and own is not None and is_rival(own, view.row(c.against))]
+    for label, named in named_rivals(view, [(c.of, c.against) for c in comparisons]).items():
+        rivals = [c for c in comparisons if c.of == label and c.against in named]
         if len(rivals) > 1:
             notes.append(f"{label} against all {len(rivals)} rivals that the suite names for it: {_verdict(rivals)}")
     if notes:
         notes[-1] += " Rivals are named before the test, none is picked by its result; controls are no rivals."
     return tuple(notes)
-
-
-def is_rival(own: Row, other: Row | None) -> bool:
-    """Whether a row competes with another method's: controls do not."""
-    return other is not None and other.method != own.method and not other.is_control
 
 
 def _verdict(rivals: Sequence[Comparison]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -147,6 +148,11 @@ def plain(entry: Entry, column: Column) -> str:
         low, high = (number(end, digits, signed=column.signed) for end in (entry.low, entry.high))
         shown += f" [{low}, {high}]"
     return shown
+
+
+def slug(text: str) -> str:
+    """``ml-100k (leave_one_out)`` → ``ml-100k-leave_one_out``, for names of files and elements."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")
 
 
 def shown_columns(table: Table) -> tuple[tuple[Column, ...], list[list[Entry]]]:

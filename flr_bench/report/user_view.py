@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from flr_bench.errors import DamagedFileError, UsageError
-from flr_bench.report.claims import declared_pairs, is_rival
+from flr_bench.errors import UsageError
+from flr_bench.report.claims import most_rivals
 from flr_bench.report.reading import Cell, Json, Row, StoreReader, SuiteView
 from flr_bench.report.search import read_lists
+from flr_bench.report.thoughts import Quantity, kept
 
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData
@@ -130,24 +131,24 @@ def user_view(request: UserRequest, runs: Path, cache: Path) -> UserView:
 
     reader, store = StoreReader(runs), Store(runs)
     chosen = _named_cells(reader, store, request.cells) if request.cells else _main_cells(reader, request)
-    where = {_canonical(found := _data_inputs(reader, cell)): found for _, _, cell in chosen}
-    if len(where) > 1:
+    where, *others = [_data_inputs(reader, cell) for _, _, cell in chosen]
+    if any(other != where for other in others):
         raise UsageError(
             "the cells rank different data, so that no example is common to them; name cells of one data set"
         )
-    data = data_of(store, next(iter(where.values())), cache)
+    data = data_of(store, where, cache)
     examples = _ranked(data, [cell for _, _, cell in chosen])
     row = _example(data, examples, request)
     history = examples.history(row)[-_max_history(reader, chosen[0][2]) :]
     catalog, target = data.catalog, int(examples.targets[row])
     example = int(examples.ids[row])
-    others = examples.ids[(examples.users == examples.users[row]) & (examples.ids != example)]
+    beside = examples.ids[(examples.users == examples.users[row]) & (examples.ids != example)]
     readings = [_reading(label, cell, example, len(history)) for label, _, cell in chosen]
     return UserView(
         user=request.user,
         data=str(data.manifest.get("source", {}).get("name", "")),
         example=example,
-        others=tuple(int(other) for other in others),
+        others=tuple(beside.tolist()),
         history=tuple(_item(catalog, int(item)) for item in history),
         target=_item(catalog, target),
         answers=tuple(_answered(label, seed, cell, example, target, catalog) for label, seed, cell in chosen),
@@ -204,17 +205,11 @@ def _main_cells(reader: StoreReader, request: UserRequest) -> list[Chosen]:
 
 def main_rows(view: SuiteView, data: str) -> list[Row]:
     """The row with most named rivals and those rivals; without any, every row."""
-    rivals: dict[str, list[Row]] = {}
-    for of, against in declared_pairs(view):
-        own, other = view.row(of), view.row(against)
-        if own is not None and other is not None and is_rival(own, other):
-            rivals.setdefault(of, []).append(other)
+    label, rivals = most_rivals(view)
     rows = [row for row in view.rows_on(data) if row.condition is None]
     if not rivals:
         return rows
-    label = max(rivals, key=lambda of: len(rivals[of]))
-    kept = {label, *(row.label for row in rivals[label])}
-    return sorted((row for row in rows if row.label in kept), key=lambda row: row.label != label)
+    return sorted((row for row in rows if row.label in (label, *rivals)), key=lambda row: row.label != label)
 
 
 def _fit_inputs(reader: StoreReader, cell: Cell) -> Json:
@@ -235,12 +230,6 @@ def _data_inputs(reader: StoreReader, cell: Cell) -> Json:
 
 def _max_history(reader: StoreReader, cell: Cell) -> int:
     return int(_fit_inputs(reader, cell)["examples"]["max_history"])
-
-
-def _canonical(inputs: Json) -> str:
-    import json
-
-    return json.dumps(inputs, sort_keys=True)
 
 
 # ---------------------------------------------------------------- which example
@@ -293,31 +282,24 @@ def _mark(catalog: Catalog, item: int, target: int) -> Mark:
 
 def _reading(label: str, cell: Cell, example: int, items: int) -> FactorReading | None:
     """The factors' attention in the last step, if it was kept."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = cell.folder / "thoughts.parquet"
-    if not path.is_file():
+    gates = kept(cell, "gate", example)
+    if gates is None:
         return None
-    try:
-        table = pq.read_table(path, filters=[("example", "=", example)], partitioning=None)
-        rows = [row for row in table.to_pylist() if row["quantity"] in ("gate", "attention", "template_attention")]
-        last = max((row["step"] for row in rows), default=-1)
-        kept = [row for row in rows if row["step"] == last]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise DamagedFileError(f"{path} cannot be read ({error}); flr-bench store check finds damaged cells") from error
-    gates = {row["factor"]: row["value"] for row in kept if row["quantity"] == "gate"}
-    if not gates:
-        return None
-    count = max(gates) + 1
-    attention = np.zeros((items, count))
-    for row in kept:
-        if row["quantity"] == "attention" and row["position"] < items:
-            attention[row["position"], row["factor"]] = row["value"]
-    template = {row["factor"]: row["value"] for row in kept if row["quantity"] == "template_attention"}
+    count = int(gates.factor.max()) + 1
+    attention, template = np.zeros((items, count)), kept(cell, "template_attention", example)
+    read = kept(cell, "attention", example)
+    if read is not None:
+        inside = read.where(read.position < items)
+        attention[inside.position, inside.factor] = inside.value
     return FactorReading(
         label,
-        tuple(float(gates.get(factor, 0.0)) for factor in range(count)),
-        tuple(tuple(float(value) for value in line) for line in attention),
-        tuple(float(template[factor]) for factor in range(count)) if len(template) == count else None,
+        _by_factor(gates, count),
+        tuple(tuple(line) for line in attention.tolist()),
+        _by_factor(template, count) if template is not None and len(template.factor) == count else None,
     )
+
+
+def _by_factor(quantity: Quantity, count: int) -> tuple[float, ...]:
+    values = np.zeros(count)
+    values[quantity.factor] = quantity.value
+    return tuple(values.tolist())

@@ -24,7 +24,7 @@ from flr_bench.report.forms import ALL
 from flr_bench.report.look import Look, reference_label
 from flr_bench.report.published_table import figures_table
 from flr_bench.report.reading import CellRefs, Json, Row, StoreReader, SuiteView, read_json
-from flr_bench.report.render import Table, to_markdown
+from flr_bench.report.render import Table, slug, to_markdown
 from flr_bench.report.search import SearchData, fits_by_place, is_current, measure, search_view
 from flr_bench.report.search_files import (
     manifest_entry,
@@ -274,15 +274,10 @@ def _figures(view: SuiteView) -> dict[str, bytes]:
 
     files: dict[str, bytes] = {}
     for data in view.data:
-        prefix = f"{_file_name(data)}-" if len(view.data) > 1 else ""
+        prefix = f"{slug(data)}-" if len(view.data) > 1 else ""
         for name, formats in draw_figures(view, data).items():
             files |= {f"figures/{prefix}{name}.{ending}": content for ending, content in formats.items()}
     return files
-
-
-def _file_name(data: str) -> str:
-    """``ml-100k (leave_one_out)`` → ``ml-100k-leave_one_out``."""
-    return re.sub(r"[^\w.-]+", "-", data).strip("-")
 
 
 # ---------------------------------------------------------------- searches
@@ -318,7 +313,7 @@ def _search_files(
     tables = [search_table(part) for part in found]
     files = {f"search.{ending}": ALL[ending](tables).encode() for ending in endings}
     for part in found:
-        prefix = f"{_file_name(part.data)}-" if len(found) > 1 else ""
+        prefix = f"{slug(part.data)}-" if len(found) > 1 else ""
         formats = rendered(partial(search_figure, part))
         files |= {f"figures/{prefix}search.{ending}": content for ending, content in formats.items()}
     parts = _within_limit(search_parquet, rankings(found))

@@ -76,6 +76,7 @@ def keep_thoughts(runs: Path, example: int) -> None:
     folder = runs / "cells" / record["rows"][2]["cells"]["ml-100k"]["3"]["rank"]
     lines = [
         {"quantity": name, "example": example, "step": step, "factor": factor, "position": position, "value": value}
+        | dict.fromkeys(("user", "other_factor", "token", "item"), -1)  # as the store's files have it
         for step, scale in ((0, 0.0), (1, 1.0))
         for name, factor, position, value in (
             ("gate", 0, -1, 0.7 * scale),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flr_bench.report.figures.style import INK, headline
-from flr_bench.report.figures.thoughts import (
+from flr_bench.report.figures.words import figure_title, sentences
+from flr_bench.report.reading import SuiteView
+from flr_bench.report.thoughts import (
     Floats,
     Quantity,
     Thinker,
@@ -18,8 +20,6 @@ from flr_bench.report.figures.thoughts import (
     main_thinker,
     thinkers,
 )
-from flr_bench.report.figures.words import figure_title, sentences
-from flr_bench.report.reading import SuiteView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ import numpy as np
 
 from flr_bench.report.figures.factors import heat
 from flr_bench.report.figures.style import INK, QUIET, headline
-from flr_bench.report.figures.thoughts import Floats, Ints, Thinker, catalog_of, main_thinker, thinkers
 from flr_bench.report.figures.words import figure_title
 from flr_bench.report.reading import SuiteView
+from flr_bench.report.thoughts import Floats, Ints, Thinker, catalog_of, main_thinker, thinkers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

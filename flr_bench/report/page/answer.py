@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from flr_bench.report.claims import declared_pairs, is_rival
+from flr_bench.report.claims import declared_pairs, most_rivals, named_rivals
 from flr_bench.report.comparisons import Comparison, compare, quality
 from flr_bench.report.reading import Row, SuiteView
 from flr_bench.report.render import number
@@ -126,7 +126,8 @@ def taken_out(view: SuiteView, data: str) -> tuple[Comparison, ...]:
 
 def other_contrasts(view: SuiteView, data: str) -> tuple[Comparison, ...]:
     """The declared contrasts that are not with rivals: with controls, and within a method."""
-    return tuple(c for c in _declared(view, data) if not _with_rival(view, c))
+    rivals = named_rivals(view, declared_pairs(view))
+    return tuple(c for c in _declared(view, data) if c.against not in rivals.get(c.of, ()))
 
 
 # ---------------------------------------------------------------- what is known
@@ -147,25 +148,14 @@ def _standings(view: SuiteView, data: str) -> tuple[Standing, ...]:
 
 
 def _focus(view: SuiteView, data: str) -> tuple[str, tuple[Comparison, ...]]:
-    """The row with most named rivals, the first of them on a tie, with its comparisons."""
-    found: dict[str, list[Comparison]] = {}
-    for comparison in _declared(view, data):
-        if _with_rival(view, comparison):
-            found.setdefault(comparison.of, []).append(comparison)
-    if not found:
-        return "", ()
-    label = max(found, key=lambda of: len(found[of]))
-    return label, tuple(found[label])
+    """The row with most named rivals, with its comparisons."""
+    label, rivals = most_rivals(view)
+    return label, tuple(c for c in _declared(view, data) if c.of == label and c.against in rivals)
 
 
 def _declared(view: SuiteView, data: str) -> list[Comparison]:
     """All contrasts together: each is corrected for the number of all, as in the suite's tables."""
     return compare(view, declared_pairs(view), data, view.primary)
-
-
-def _with_rival(view: SuiteView, comparison: Comparison) -> bool:
-    own = view.row(comparison.of)
-    return own is not None and is_rival(own, view.row(comparison.against))
 
 
 def _cheapest(standings: Sequence[Standing], seconds: Seconds) -> Row | None:

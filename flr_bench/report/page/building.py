@@ -12,12 +12,12 @@ from flr_bench.report.claims import beats_all_notes, interval_words
 from flr_bench.report.data_view import Section, leakage_section, preparation_section, size_section, terms_section
 from flr_bench.report.page import about
 from flr_bench.report.page.answer import Answer, answer, other_contrasts, taken_out
-from flr_bench.report.page.pictures import Picture, slug
+from flr_bench.report.page.pictures import Picture
 from flr_bench.report.page.sources import Source, choose
 from flr_bench.report.page.tables import standings_table, verdict_table
 from flr_bench.report.page.templating import rendered
 from flr_bench.report.reading import SuiteView
-from flr_bench.report.render import Table
+from flr_bench.report.render import Table, slug
 from flr_bench.report.seeds import seed_words
 from flr_bench.report.tables import main_table, metric_title, reference_row, strata_table
 from flr_bench.report.write import make_folder, write_file

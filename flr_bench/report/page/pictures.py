@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from flr_bench.errors import DamagedFileError
 from flr_bench.report.data_page import inline_svg
+from flr_bench.report.render import slug
 
 ELEMENTS = frozenset(
     {"svg", "g", "defs", "style", "path", "use", "clippath", "rect", "circle", "line", "polyline", "polygon", "text"}
@@ -43,11 +44,6 @@ class Picture:
     def size(self) -> int:
         """Bytes that it adds to the page."""
         return len(self.svg.encode())
-
-
-def slug(text: str) -> str:
-    """``ml-100k (leave_one_out)`` → ``ml-100k-leave_one_out``, for names of files and elements."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-")
 
 
 def picture(name: str, place: str, title: str, says: str, svg: bytes) -> Picture:

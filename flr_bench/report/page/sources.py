@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.report.cost import cost_table, total_seconds
-from flr_bench.report.page.pictures import Picture, picture, slug
+from flr_bench.report.page.pictures import Picture, picture
 from flr_bench.report.published import checked_view
 from flr_bench.report.reading import Json, StoreReader, SuiteView
-from flr_bench.report.render import Column, Entry, Table
+from flr_bench.report.render import Column, Entry, Table, slug
 from flr_bench.report.tables import reference_row
 from flr_bench.report.write import environments
 

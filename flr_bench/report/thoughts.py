@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flr_bench.errors import DamagedFileError
-from flr_bench.report.reading import Cell, Row, SuiteView
+from flr_bench.report.reading import Cell, Row, SuiteView, damaged
 
 if TYPE_CHECKING:
     from flr_bench.interface import Catalog
@@ -50,6 +48,18 @@ class Quantity:
     def last_step(self) -> Quantity:
         """What the last step did."""
         return self.where(self.step == self.step.max())
+
+
+def kept(cell: Cell, quantity: str, example: int) -> Quantity | None:
+    """One quantity of one example in the last step; ``None`` where it was not kept.
+
+    Raises:
+        DamagedFileError: the file cannot be read.
+    """
+    path = cell.folder / FILE
+    found = _read(path, quantity) if path.is_file() else None
+    own = None if found is None else found.where(found.example == example)
+    return own.last_step() if own is not None and len(own.value) else None
 
 
 @dataclass(frozen=True)
@@ -111,11 +121,10 @@ def catalog_of(view: SuiteView, data: str) -> Catalog | None:
     Raises:
         DamagedFileError: they are there, but damaged.
     """
-    from flr_bench.data.storage import canonical, load
+    from flr_bench.data.storage import folder_of, load
 
     manifest = (view.record.get("data_manifests") or {}).get(data) or {}
-    name = hashlib.sha256(canonical(manifest.get("recipe") or {})).hexdigest()[:20]
-    folder = view.store.root.parent / "cache" / "data" / name
+    folder = folder_of(view.store.root.parent / "cache", manifest.get("recipe") or {})
     if not folder.is_dir():
         return None
     stored = load(folder)
@@ -132,4 +141,4 @@ def _read(path: Path, quantity: str) -> Quantity | None:
         value = table.column("value").to_numpy().astype(np.float64)
         return Quantity(value=value, **columns) if table.num_rows else None
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise DamagedFileError(f"{path} cannot be read ({error}); remove the folder it is in and run again") from error
+        raise damaged(path, str(error)) from error
