@@ -8,9 +8,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,6 +22,7 @@ from typer.testing import CliRunner
 from flr_bench.cli import app
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.suite import bundled_suites
+from tests.tools import load_tool
 
 UsageError = BadParameter.__bases__[0]  # of the click that typer brings
 
@@ -37,15 +36,6 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = {"pip", "python", "tox"}
 # Commands that answer at once and change nothing are run as they stand.
 CHEAP = ("flr-bench methods", "flr-bench suites", "flr-bench data list", "flr-bench diff")
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 SITE = load_tool("docs_site")

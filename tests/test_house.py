@@ -11,15 +11,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from tests.tools import load_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("flr_bench", "baselines", "experiments")
@@ -249,15 +249,6 @@ def test_ci_runs_the_second_command_line() -> None:
 def test_readme_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", read("README.md"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_readme_is_up_to_date() -> None:

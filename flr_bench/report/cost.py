@@ -10,6 +10,18 @@ from flr_bench.report.render import Column, Entry, Table
 from flr_bench.report.tables import grouped, mean_entry, rules_between
 
 MEBIBYTE = 2.0**20
+ENERGY = "energy_kilojoules"
+MEASURED = (
+    Column("prepare_seconds", "Prepare s (shared)", "mean", digits=1),
+    Column("train_seconds", "Train s", "mean", digits=1),
+    Column("rank_seconds", "Rank s", "mean", digits=1),
+    Column("rank_ms_per_example", "Rank ms/example", "mean", digits=2),
+    Column("peak_mib", "Peak MiB", "mean", digits=0),
+    Column("parameters_total", "Parameters", "mean", digits=0),
+    Column("parameters_trained", "Trained", "mean", digits=0),
+    Column(ENERGY, "Energy kJ", "mean", digits=2),
+)
+"""The columns of what was measured; energy only where something tells it."""
 
 
 def cost_table(view: SuiteView, data: str) -> Table:
@@ -20,19 +32,9 @@ def cost_table(view: SuiteView, data: str) -> Table:
     includes time spent on a search that another row of the same model shares, so that every row shows
     what it would cost alone.  Rows that other code ranked have no cost here and are left out.
     """
-    columns: tuple[Column, ...] = (
-        Column("data", "Data", csv_only=True),
-        Column("method", "Method"),
-        Column("prepare_seconds", "Prepare s (shared)", "mean", digits=1),
-        Column("train_seconds", "Train s", "mean", digits=1),
-        Column("rank_seconds", "Rank s", "mean", digits=1),
-        Column("rank_ms_per_example", "Rank ms/example", "mean", digits=2),
-        Column("peak_mib", "Peak MiB", "mean", digits=0),
-        Column("parameters_total", "Parameters", "mean", digits=0),
-        Column("parameters_trained", "Trained", "mean", digits=0),
-    )
     sources = _energy_sources(view, data)
-    columns += (Column("energy_kilojoules", "Energy kJ", "mean", digits=2),) if sources else ()
+    measured = MEASURED if sources else [column for column in MEASURED if column.key != ENERGY]
+    columns = (Column("data", "Data", csv_only=True), Column("method", "Method"), *measured)
     rows = tuple(row for row in grouped(view.rows_on(data)) if not row.is_external)
     body = [
         (Entry(data), Entry(row.label), *(mean_entry(v) for v in _figures(view, row, data, energy=bool(sources))))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from flr_bench.data.prepared import describe
 from flr_bench.errors import FlrBenchError
 from flr_bench.report.data_view import DataView, Line, Section, day, title_words
-from flr_bench.report.figures import figure_style
+from flr_bench.report.figures.style import figure_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -174,7 +174,7 @@ def search_figure(found: SearchData) -> Figure | None:
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    from flr_bench.report.figures import MARKERS
+    from flr_bench.report.figures.style import MARKERS
 
     complete = {model: rows for model, rows in found.models.items() if is_complete(rows)}
     if not complete:

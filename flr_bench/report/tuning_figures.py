@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from flr_bench.report.figures import DASHES, MARKERS, MOST_BANDS
+from flr_bench.report.figures.curves import MOST_BANDS
+from flr_bench.report.figures.style import DASHES, MARKERS
 from flr_bench.report.tables import metric_title
 from flr_bench.report.tuning import Tuned, best_interval, best_so_far, expected_best
 
@@ -82,7 +83,7 @@ def _by_seconds(axes: Axes, study: Tuned, look: dict[str, Any]) -> None:
 def _finish(row: Sequence[Axes], titles: Sequence[str], metric: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from flr_bench.report.figures import plain_log_ticks
+    from flr_bench.report.figures.style import plain_log_ticks
 
     for axes, title, label in zip(row, titles, ("trials", "trials n", "seconds of training"), strict=True):
         axes.set_title(title, loc="left")

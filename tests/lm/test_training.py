@@ -32,7 +32,7 @@ from flr_bench.lm.model import LatentModel, validation_nll
 from flr_bench.lm.params import LatentGrpoParams, SftParams
 from flr_bench.lm.sft import SftJob, sft_backward, train_sft
 from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, train
-from flr_bench.report.figures import MOST_POINTS, thinned
+from flr_bench.report.figures.curves import MOST_POINTS, thinned
 from flr_bench.report.reading import StoreReader
 from flr_bench.report.training import training_table
 from flr_bench.runner import work

@@ -11,8 +11,9 @@ import pytest
 
 from flr_bench.errors import DamagedFileError
 from flr_bench.interface import Catalog
-from flr_bench.report.figures import FIGURES, figure_style
+from flr_bench.report.figures import FIGURES
 from flr_bench.report.figures.genres import agreement_of, genre_shares
+from flr_bench.report.figures.style import figure_style
 from flr_bench.report.thoughts import catalog_of, thinkers
 from tests.report.figure_stores import DATA, HISTORIES, USERS, prepare_catalog, thought_store, view_of
 from tests.report.synthetic_store import MAIN_ROWS, SyntheticSuite, drop_rank, write_store

@@ -16,9 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from flr_bench.report.comparisons import compare, per_example, quality
 from flr_bench.report.cost import total_seconds
-from flr_bench.report.figures import FIGURES, figure_style, looks
+from flr_bench.report.figures import FIGURES
 from flr_bench.report.figures.cost import pareto_front, spaced
 from flr_bench.report.figures.differences import is_shown
+from flr_bench.report.figures.style import figure_style, looks
 from flr_bench.report.reading import SuiteView
 from tests.report.figure_stores import (
     DATA,

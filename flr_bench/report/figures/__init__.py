@@ -11,7 +11,7 @@ from functools import partial
 
 from flr_bench.report.figures.beams import beams_figure, beams_say
 from flr_bench.report.figures.cost import cost_figure, cost_says
-from flr_bench.report.figures.curves import MOST_BANDS, MOST_POINTS, curves_figure, curves_says, thinned
+from flr_bench.report.figures.curves import curves_figure, curves_says
 from flr_bench.report.figures.differences import ablations_figure, ablations_say, contrasts_figure, contrasts_say
 from flr_bench.report.figures.factors import (
     attention_figure,
@@ -26,25 +26,11 @@ from flr_bench.report.figures.kind import FigureKind
 from flr_bench.report.figures.quality import quality_figure, quality_says
 from flr_bench.report.figures.robustness import robustness_figure, robustness_says
 from flr_bench.report.figures.strata import strata_figure, strata_say
-from flr_bench.report.figures.style import DASHES, DOT, MARKERS, figure_style, looks, plain_log_ticks, rendered
+from flr_bench.report.figures.style import rendered
 from flr_bench.report.figures.sweeps import sweep_figure, sweep_says, sweeps_figure, sweeps_say
 from flr_bench.report.reading import SuiteView
 
-__all__ = [
-    "DASHES",
-    "DOT",
-    "FIGURES",
-    "MARKERS",
-    "MOST_BANDS",
-    "MOST_POINTS",
-    "FigureKind",
-    "draw_figures",
-    "figure_style",
-    "looks",
-    "plain_log_ticks",
-    "rendered",
-    "thinned",
-]
+__all__ = ["FIGURES", "FigureKind", "draw_figures", "rendered"]
 
 
 def _sweep(title: str, parameter: str) -> FigureKind:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from flr_bench.errors import DamagedFileError, UsageError
-from flr_bench.report.cost import cost_table, total_seconds
+from flr_bench.report.cost import MEASURED, cost_table, total_seconds
 from flr_bench.report.page.pictures import Picture, picture
 from flr_bench.report.published import checked_view
 from flr_bench.report.reading import Json, StoreReader, SuiteView
@@ -199,11 +199,10 @@ class PublishedSource(Source):
 
     def cost(self, data: str) -> Table | None:
         """See :meth:`Source.cost`."""
-        names = list(dict.fromkeys(name for record in self._costs for name in record))
-        kept = [name for name in names if name not in ("data", "method") and not name.endswith(ENDINGS)]
-        columns = (Column("method", "Method"), *(_cost_column(name, f"{name}_sd" in names) for name in kept))
+        kept = [column for column in MEASURED if any(column.key in record for record in self._costs)]
+        columns = (Column("method", "Method"), *kept)
         rows = [
-            (Entry(record["method"]), *(_cost_entry(record, name) for name in kept))
+            (Entry(record["method"]), *(_cost_entry(record, column.key) for column in kept))
             for record in self._costs
             if record["data"] == data
         ]
@@ -261,27 +260,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror}); get the folder anew") from error
-
-
-ENDINGS = ("_sd", "_seeds", "_planned")
-TITLES = {
-    "prepare_seconds": "Prepare s (shared)",
-    "train_seconds": "Train s",
-    "rank_seconds": "Rank s",
-    "rank_ms_per_example": "Rank ms/example",
-    "peak_mib": "Peak MiB",
-    "parameters_total": "Parameters",
-    "parameters_trained": "Trained",
-    "energy_kilojoules": "Energy kJ",
-}
-
-
-def _cost_column(name: str, spread: bool) -> Column:
-    counted = name.startswith("parameters")
-    title = TITLES.get(name, name.replace("_", " ").capitalize())
-    return Column(
-        name, title, "number" if counted or not spread else "mean", digits=0 if counted or "mib" in name else 1
-    )
 
 
 def _cost_entry(record: Mapping[str, str], name: str) -> Entry:
