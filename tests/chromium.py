@@ -1,4 +1,7 @@
-"""A headless Chromium that tests can look into: over a pipe, so that neither a driver nor a port is needed."""
+"""A headless Chromium to look into, for tests and for the pictures of guides.
+
+Over a pipe, so that neither a driver nor a port is needed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,35 @@ class Page:
         self._call("Page.navigate", url=path.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._receive()
+
+    def go(self, address: str, *, width: int, height: int) -> None:
+        """Open an address; what it shows is to be waited for."""
+        self.look(width=width, height=height)
+        self._call("Page.navigate", url="about:blank")  # what differs in its fragment only is not loaded anew
+        self._call("Page.navigate", url=address)
+
+    def wait(self, condition: str, seconds: float = 240) -> None:
+        """Until a JavaScript expression is true.
+
+        Raises:
+            AssertionError: it is not in time; says what the page shows instead.
+        """
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with contextlib.suppress(AssertionError):  # the page is being replaced
+                if self.run(f"Boolean({condition})"):
+                    return
+            time.sleep(0.3)
+        raise AssertionError(f"not in {seconds} s: {condition}; the page says: {self.run('document.body.innerText')}")
+
+    def settle(self, seconds: float) -> None:
+        """Until the page has not changed for so long: charts come late and move."""
+        last, since, until = "", time.monotonic(), time.monotonic() + 12
+        while time.monotonic() < min(since + seconds, until):
+            shown = str(self.run("document.body?.innerText"))
+            if shown != last:
+                last, since = shown, time.monotonic()
+            time.sleep(0.3)
 
     def look(self, *, width: int = 1280, height: int = 900, dark: bool = False, media: str = "") -> None:
         """Choose window and colour scheme, and ``media="print"`` for the look of paper."""
@@ -95,9 +128,7 @@ class Page:
         number = self._number
         session = {"sessionId": self._session} if self._session else {}
         message = {"id": number, "method": method, "params": parameters, **session}
-        os.write(self._to, json.dumps(message).encode() + b"\0") if len(str(parameters)) < 60_000 else self._write(
-            message
-        )
+        self._write(message)
         while True:
             answer = self._receive()
             if answer.get("id") == number:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flr_bench.tracking import Tracker, ui_command
+from flr_bench.tracking import Tracker
+from tests.mlflow_server import serving
 from tests.report.synthetic_store import RowSpec, SyntheticSuite, write_store
 
 ROWS = (RowSpec("sasrec", "sasrec", "sequential", 0.1), RowSpec("caser", "caser", "sequential", 0.1))
@@ -30,39 +25,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     assert tracker.sync(store) == 4
     experiment = tracker.client.get_experiment_by_name("main@1").experiment_id
     (run,) = tracker.client.search_runs([experiment], "tags.method = 'sasrec' and tags.kind = 'rank'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            ui_command(None, tmp_path / "mlruns", port), env=environment, cwd=tmp_path, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{address}/health", server, tmp_path / "server.log")
+    with serving(None, tmp_path / "mlruns", tmp_path) as address:
         yield f"{address}/#/experiments/{experiment}/runs", run.info.run_id
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError(log.read_text())
 
 
 def page(address: str, folder: Path) -> str:

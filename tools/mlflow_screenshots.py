@@ -10,26 +10,24 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote_plus
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+sys.path.insert(0, str(ROOT))
 
-from headless import Browser  # noqa: E402 - beside this file
+from flr_bench.tracking.views import view_key  # noqa: E402 - found once the root is on the path
+from tests.chromium import Page, browser  # noqa: E402
+from tests.mlflow_server import serving  # noqa: E402
 
 OUT = ROOT / "docs" / "assets" / "mlflow"
 SUITE, TUNED = "smoke", "single_latent,sasrec,flr"
 SETTLE = 2.0
+WIDTH, HEIGHT = 1400, 860
+COLOURS = 96  # of a picture: pages of text and a few charts need no more, and files stay small
 
 
 def mirrored(folder: Path) -> Path:
@@ -42,36 +40,6 @@ def mirrored(folder: Path) -> Path:
         cli = [sys.executable, "-m", "flr_bench.cli", *command]
         subprocess.run(cli, cwd=folder, env=environment, check=True)  # noqa: S603 - our own command
     return folder / "mlruns"
-
-
-@contextmanager
-def served(mlruns: Path) -> Iterator[str]:
-    """The address of an MLflow server on a copy of ``mlruns``."""
-    from flr_bench.tracking import ui_command
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(  # noqa: S603 - our own interpreter
-        ui_command(f"sqlite:///{mlruns}/mlflow.db", mlruns, port),
-        env={**os.environ, **quiet},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            with suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.5)
-        yield address
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
 
 
 def experiments(mlruns: Path) -> dict[str, str]:
@@ -92,20 +60,20 @@ class Guide:
         out: folder of the pictures.
     """
 
-    def __init__(self, browser: Browser, address: str, ids: dict[str, str], out: Path) -> None:
+    def __init__(self, browser: Page, address: str, ids: dict[str, str], out: Path) -> None:
         """Nothing is opened yet."""
         self.browser, self.address, self.ids, self.out = browser, address, ids, out
 
     def open(self, experiment: str, query: str = "") -> None:
         """An experiment's list of runs, once it is drawn."""
-        self.browser.go(f"{self.address}/#/experiments/{self.ids[experiment]}/runs{query}")
-        self.browser.wait_for_text("matching runs")
+        address = f"{self.address}/#/experiments/{self.ids[experiment]}/runs{query}"
+        self.browser.go(address, width=WIDTH, height=HEIGHT)
+        self.browser.wait("document.body.innerText.includes('matching runs')")
         self.browser.settle(SETTLE)
 
     def view(self, experiment: str, name: str, chart: bool) -> None:
         """One of the views, as a table or as charts."""
-        key = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
-        self.open(experiment, f"?viewStateShareKey={key}" + ("&compareRunsMode=CHART" if chart else ""))
+        self.open(experiment, f"?viewStateShareKey={view_key(name)}" + ("&compareRunsMode=CHART" if chart else ""))
         # The banner over a view and the open toolbar of every chart hide what the picture is about.
         self.browser.run(
             "document.head.insertAdjacentHTML('beforeend', '<style>.modebar {display: none !important}</style>')"
@@ -113,9 +81,15 @@ class Guide:
 
     def take(self, name: str) -> None:
         """Write what is shown."""
-        self.browser.picture(self.out / f"{name}.png")
-        size = (self.out / f"{name}.png").stat().st_size
-        sys.stdout.write(f"{name}.png {size // 1024} kB\n")
+        from PIL import Image
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        file = self.out / f"{name}.png"
+        self.browser.screenshot(file, whole=False)
+        with Image.open(file) as shot:
+            few = shot.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        few.save(file, optimize=True)
+        sys.stdout.write(f"{name}.png {file.stat().st_size // 1024} kB\n")
 
     def all(self) -> None:
         """Every picture of the guide."""
@@ -123,7 +97,8 @@ class Guide:
         self.open(suite)
         self.browser.run("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
         self.open(suite)
-        self.browser.click("document.querySelector('[data-testid=saved-views-trigger]')")
+        self.browser.wait("document.querySelector('[data-testid=saved-views-trigger]')")
+        self.browser.click("[data-testid=saved-views-trigger]")
         self.browser.settle(SETTLE)
         self.take("views")
         self.view(suite, "Rankings, best first", chart=False)
@@ -157,8 +132,10 @@ def main() -> int:
         folder = Path(scratch)
         source = arguments.mlruns or mirrored(folder)
         copy = shutil.copytree(source, folder / "copy")
-        with served(copy) as address, Browser(folder / "browser") as browser:
-            Guide(browser, address, experiments(copy), arguments.out).all()
+        (folder / "browser").mkdir()
+        uri = f"sqlite:///{copy}/mlflow.db"
+        with serving(uri, copy, folder) as address, browser(folder / "browser") as page:
+            Guide(page, address, experiments(copy), arguments.out).all()
     return 0
 
 

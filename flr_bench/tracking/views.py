@@ -35,6 +35,11 @@ def tag(name: str) -> str:
     return f"tags.`{name}`"
 
 
+def view_key(name: str) -> str:
+    """What a view is called in addresses (``viewStateShareKey``)."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+
+
 def param(name: str) -> str:
     """A parameter's column."""
     return f"params.`{name}`"
@@ -93,7 +98,7 @@ class View:
     @property
     def key(self) -> str:
         """The tag that holds it."""
-        return VIEW_TAG + "".join(letter if letter.isalnum() else "-" for letter in self.name.lower())
+        return VIEW_TAG + view_key(self.name)
 
     def state(self) -> dict[str, Any]:
         """As MLflow's page keeps it."""
