@@ -5,7 +5,7 @@ Planning needs no torch: it reads the prepared data's manifest and validates par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +36,7 @@ from flr_bench.runner.suite_source import Location, merged
 from flr_bench.runner.tuned import check_tuned, with_tuned
 
 SEPARATOR = " · "
+_Made = TypeVar("_Made")
 _Settings = TypeVar("_Settings", Machine, ExampleSettings, Budget)
 _HOW_TO_RUN = {"workers", "cell_memory", "cell_time"}
 """Fields of a profile that no result depends on."""
@@ -685,10 +686,7 @@ class _Memo:
     fits: dict[tuple[Any, ...], FitCell] = field(default_factory=dict)
     prepared: dict[tuple[Any, ...], PrepareCell] = field(default_factory=dict)
     validated: dict[tuple[Any, ...], Params] = field(default_factory=dict)
-    stage_params: dict[tuple[Any, ...], tuple[Params, dict[str, Any]]] = field(default_factory=dict)
-    dumped: dict[int, tuple[Params, dict[str, Any]]] = field(default_factory=dict)
-    required: dict[tuple[Any, ...], tuple[Params, Mapping[str, CellSpec]]] = field(default_factory=dict)
-    resolved: dict[tuple[int, str], tuple[CellSpec, Params]] = field(default_factory=dict)
+    _made: dict[tuple[Any, ...], tuple[object, Any]] = field(default_factory=dict)
     _settings: dict[Any, Any] = field(default_factory=dict)
 
     def same(self, settings: _Settings) -> _Settings:
@@ -696,39 +694,17 @@ class _Memo:
         found: _Settings = self._settings.setdefault(settings, settings)
         return found
 
-    def requires(self, method: type[Recommender], params: Params, stage: str) -> Mapping[str, CellSpec]:
-        """What the stage builds on."""
-        key = (method, id(params), stage)
-        if key not in self.required:
-            self.required[key] = (params, method.requires(params, stage))
-        return self.required[key][1]
-
-    def rank_requires(self, method: type[Recommender], params: Params) -> Mapping[str, CellSpec]:
-        """What a ranking needs besides its model."""
-        key = (method, id(params))
-        if key not in self.required:
-            self.required[key] = (params, method.rank_requires(params))
-        return self.required[key][1]
-
-    def of_spec(self, spec: CellSpec, asker: str, params: Callable[[], Params]) -> Params:
-        """The validated parameters of something that ``asker`` requires."""
-        key = (id(spec), asker)
-        if key not in self.resolved:
-            self.resolved[key] = (spec, params())
-        return self.resolved[key][1]
-
-    def of_stage(self, method: type[Recommender], params: Params, stage: str) -> dict[str, Any]:
-        """What the stage depends on."""
-        key = (method, id(params), stage)
-        if key not in self.stage_params:  # params are kept, so that no others get their number
-            self.stage_params[key] = (params, dict(method.stage_params(params, stage)))
-        return self.stage_params[key][1]
+    def once(self, of: object, what: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What ``make`` gives, made once of the object ``of``, which is kept so that no other gets its number."""
+        key = (id(of), what)
+        if key not in self._made:
+            self._made[key] = (of, make())
+        made: _Made = self._made[key][1]
+        return made
 
     def dump(self, params: Params) -> dict[str, Any]:
         """The parameters as JSON values."""
-        if id(params) not in self.dumped:
-            self.dumped[id(params)] = (params, params.model_dump(mode="json"))
-        return self.dumped[id(params)][1]
+        return self.once(params, "dump", lambda: params.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -747,9 +723,10 @@ class _Builder:
     def rank(self, fit: FitCell, rank_params: Params, row: str, ranked: DataRef) -> RankCell:
         """The row's cell: a ranking of ``ranked`` by ``fit``'s model, and what it requires besides."""
         method = RECOMMENDERS.get(fit.method)
+        required = self.memo.once(rank_params, method, lambda: method.rank_requires(rank_params))
         return RankCell(
             label=f"rank {row} · {ranked.key} · seed {self.seed}",
-            requires=self._resolve(self.memo.rank_requires(method, rank_params), fit.method),
+            requires=self._resolve(required, fit.method),
             fit=fit,
             params=self.memo.dump(rank_params),
             test_examples=self.profile.test_examples,
@@ -782,14 +759,15 @@ class _Builder:
                 self.where, f"{name} cannot be fitted so on fewer than {least} devices; give --devices {least}"
             )
         seed = self.seed if method.stochastic else 0
+        required = self.memo.once(params, (method, stage), lambda: method.requires(params, stage))
         return FitCell(
             label=f"fit {shown or self.entry.label or self.entry.name} · {stage} · {self._learned} · seed {seed}",
-            requires=self._resolve(self.memo.requires(method, params, stage), name),
+            requires=self._resolve(required, name),
             data=self.data,
             examples=self._examples(budget),
             method=name,
             revision=method.revision,
-            params=self.memo.of_stage(method, params, stage),
+            params=self.memo.once(params, (method, stage, "params"), lambda: dict(method.stage_params(params, stage))),
             stage=stage,
             seed=seed,
             machine=machine,
@@ -800,7 +778,7 @@ class _Builder:
     def _prepare(self, spec: PrepareSpec) -> PrepareCell:
         preparer = PREPARERS.get(spec.what)
         what = f"preparation '{spec.what}'"
-        params = self.memo.of_spec(spec, "", lambda: self._validated(preparer.Params, spec.params, what))
+        params = self.memo.once(spec, "prepare", lambda: self._validated(preparer.Params, spec.params, what))
         place = (*self._place, spec.what, id(params))
         if place in self.memo.prepared:
             return self.memo.prepared[place]
@@ -850,7 +828,7 @@ class _Builder:
             shared = {} if spec.method == asker else shared_params(self.file, self.profile, method)
             return self._validated(method.FitParams, merged(shared, spec.params), f"required {spec.method}")
 
-        params = self.memo.of_spec(spec, asker, validated)
+        params = self.memo.once(spec, asker, validated)
         # An earlier stage of the entry's own method is called as the entry is: ablations train many of them.
         return self.fit(spec.method, params, spec.stage, None if spec.method == asker else spec.method)
 
