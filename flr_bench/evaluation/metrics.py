@@ -9,7 +9,7 @@ at the recommended items only.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -166,8 +166,7 @@ def evaluate(
         for name, metric in METRICS:
             summary[f"{name}@{k}"] = _mean(metric().per_example(by_item, k))
             summary[f"{name}@{k}_title"] = _mean(metric().per_example(by_title, k))
-        summary[f"coverage@{k}"] = coverage(ranking.items[:, :k], len(catalog))
-        summary[f"gini@{k}"] = gini(ranking.items[:, :k], len(catalog))
+        summary |= {f"{name}@{k}": measure(ranking.items[:, :k], len(catalog)) for name, measure in OF_LISTS.items()}
     columns: dict[str, Any] = {
         "example": examples.ids,
         "user": examples.users,
@@ -302,6 +301,10 @@ def gini(items: Int32s, n_items: int) -> float:
         return 0.0
     weights = 2.0 * np.arange(1, n_items + 1) - n_items - 1
     return float((weights * counts).sum() / (n_items * counts.sum()))
+
+
+OF_LISTS: Mapping[str, Callable[[Int32s, int], float]] = {"coverage": coverage, "gini": gini}
+"""Figures of all lists together, by name."""
 
 
 def _within(ranks: Ints, k: int) -> npt.NDArray[np.bool_]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flr_bench.errors import UnknownNameError, UsageError
+from flr_bench.evaluation.metrics import OF_LISTS
+from flr_bench.registry import METRICS
 from flr_bench.report.forms import USUAL
 from flr_bench.report.reading import Json, SuiteView
 
@@ -56,12 +58,18 @@ class Look:
         for view in views if self.metrics else ():
             known = {
                 name for row in view.rows for d in view.data for c in view.rank_cells(row, d) for name in c.summary
-            }
+            } or _could_be(view)
             for name in self.metrics or ():
-                if known and name not in known:
+                if name not in known:
                     raise UnknownNameError(f"metric of {view.version}", name, known)
         if self.against is not None and all(reference_label(view, self.against) is None for view in views):
             raise UnknownNameError("row to set others against", self.against, {r.label for v in views for r in v.rows})
+
+
+def _could_be(view: SuiteView) -> set[str]:
+    """What rankings of the suite will have, while there is none."""
+    by_example = {f"{name}@{k}{end}" for name in METRICS.names() for k in view.cutoffs for end in ("", "_title")}
+    return by_example | {f"{name}@{k}" for name in OF_LISTS for k in view.cutoffs}
 
 
 def reference_label(view: SuiteView, name: str) -> str | None:

@@ -33,8 +33,8 @@ def write_page(view: UserView, path: Path) -> Path:
     Raises:
         ResultsFolderError: it cannot be written.
     """
-    make_folder(path.parent, figures=False)
-    return write_file(path, page(view).encode())
+    make_folder(path.parent, figures=False, option="--html")
+    return write_file(path, page(view).encode(), "--html")
 
 
 def outcome(answered: Answered) -> str:

@@ -491,8 +491,8 @@ def _remove_others(folder: Path, files: Mapping[str, bytes]) -> None:
                 raise _unwritable(folder / name, error) from error
 
 
-def write_file(path: Path, content: bytes) -> Path:
-    """Write atomically: readers see the old file or the new one."""
+def write_file(path: Path, content: bytes, option: str = "--results") -> Path:
+    """Write atomically: readers see the old file or the new one; ``option`` is the one that chooses another place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -501,20 +501,20 @@ def write_file(path: Path, content: bytes) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
     return path
 
 
-def make_folder(folder: Path, *, figures: bool = True) -> None:
+def make_folder(folder: Path, *, figures: bool = True, option: str = "--results") -> None:
     """Make the folder before anything is drawn, so that an unwritable place is told at once."""
     try:
         (folder / "figures" if figures else folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error, option) from error
 
 
-def _unwritable(path: Path, error: OSError) -> ResultsFolderError:
+def _unwritable(path: Path, error: OSError, option: str = "--results") -> ResultsFolderError:
     return ResultsFolderError(
-        f"cannot write {path}: {error.strerror or error}; mend that or name another folder with --results, "
+        f"cannot write {path}: {error.strerror or error}; mend that or name another place with {option}, "
         "finished cells are kept"
     )

@@ -158,3 +158,10 @@ def test_refresh_without_folders_covers_everything_published(place: Path) -> Non
     told["data"]["ml-100k"]["missing"] = 1
     manifest.write_text(json.dumps(told))
     assert "second/cpu was written while cells were missing" in call("refresh", "--check").stderr
+
+
+def test_a_metric_is_checked_before_anything_is_ranked(place: Path) -> None:
+    for folder in list((place / "runs/cells").iterdir()):
+        shutil.rmtree(folder)
+    assert isinstance(call("tables", "--parts", "main", "--metrics", "ndcg@99").exception, UnknownNameError)
+    assert call("tables", "--parts", "main", "--metrics", "ndcg@10,coverage@10").exit_code == 0

@@ -97,8 +97,8 @@ def write_report(runs: Path, results: Path, suite: str, profile: str, out: Path)
     """
     source = choose(runs, results, suite, profile, out)
     text = report_page(source)
-    make_folder(out.parent, figures=False)
-    return write_file(out, text.encode()), source
+    make_folder(out.parent, figures=False, option="--out")
+    return write_file(out, text.encode(), "--out"), source
 
 
 def report_page(source: Source) -> str:
