@@ -100,7 +100,7 @@ class Row:
 
     A row under a condition says which (:attr:`condition`, :attr:`condition_kind` ``history``, ``train_share`` or
     ``transfer``) and names the row that it is compared with (:attr:`undisturbed`); :attr:`change` (``drop``,
-    ``replace``, ``shuffle``), :attr:`share` and :attr:`trained_on` say it in parts.  A row that is a point of a grid
+    ``replace``, ``shuffle``) and :attr:`share` say it in parts.  A row that is a point of a grid
     has its values by name (:attr:`point`).
     """
 
@@ -116,7 +116,6 @@ class Row:
     undisturbed: str = ""
     change: str | None = None
     share: float | None = None
-    trained_on: str | None = None
     point: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -507,7 +506,6 @@ def _row(raw: Json) -> Row:
         undisturbed=condition.get("undisturbed", ""),
         change=condition.get("change"),
         share=condition.get("share"),
-        trained_on=condition.get("trained_on"),
         point=raw.get("point") or {},
     )
 
