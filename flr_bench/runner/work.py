@@ -521,7 +521,7 @@ def measured(machine: Machine, folder: Path | None = None) -> Iterator[Cost]:
             import torch
 
             torch.cuda.synchronize()
-        cost.figures = {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes(machine.device)}
+        cost.figures = {"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(machine.device)}
     cost.figures |= energy
 
 
@@ -535,7 +535,8 @@ def _reset_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_bytes(device: str) -> int:
+def peak_bytes(device: str) -> int:
+    """Peak memory of the device, or of this process: since it began to run this program, whoever started it."""
     if device != "cpu":
         import torch
 

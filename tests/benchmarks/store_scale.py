@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -264,13 +263,14 @@ def here(name: str, folder: Path) -> None:
     import flr_bench.runner.describe
     import flr_bench.runner.session  # noqa: F401 - imports are no part of the step
     from flr_bench.registry import RECOMMENDERS, SOURCES
+    from flr_bench.runner.work import peak_bytes
 
     RECOMMENDERS.names(), SOURCES.names()
     start, busy = time.perf_counter(), time.process_time()
     STEPS[name][0](folder)
     taken, computed = time.perf_counter() - start, time.process_time() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    sys.stdout.write(json.dumps({"seconds": taken, "cpu_seconds": computed, "peak_bytes": peak}) + "\n")
+    found = {"seconds": taken, "cpu_seconds": computed, "peak_bytes": peak_bytes("cpu")}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
