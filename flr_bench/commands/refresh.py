@@ -20,14 +20,16 @@ def refresh(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a table would change.")] = False,
     add: Annotated[
-        bool, typer.Option("--add", help="Make also tables that the folder does not have yet, and results/published.")
+        bool,
+        typer.Option("--add", help="Make also tables that are not there yet, results/published and results/report."),
     ] = False,
     results: Results = RESULTS,
 ) -> None:
     """Make the quality tables of published results again from their ranks, without a store.
 
     Means, differences, strata and captions follow from ranks.parquet and manifest.json, search.* from
-    search.parquet, results/published from the sources' files; cost.*, training.* and figures stay as they are.
+    search.parquet, results/published from the sources' files, results/report from all of these; cost.*, training.*
+    and figures stay as they are.
     """
     from flr_bench.report.regenerate import regenerate
 

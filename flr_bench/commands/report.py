@@ -30,15 +30,15 @@ def report(
 ) -> None:
     """Write one page that answers a suite's question: all in one HTML file, no network needed to read it.
 
-    Three sentences made from the numbers come first, then sortable tables, figures, the data's leakage, budgets,
-    seeds, environment, cost, the commands that make it again and the cells behind each number. What the suites
-    ablations, factors and steps found is taken in where the store has them. Where there is no store, the page is
-    made of what was published under --results. The same store gives the same bytes; cells are linked where the store
-    lies in or below the page's folder.
+    Three sentences made from the numbers come first, then sortable tables, figures, published figures, the data's
+    leakage, budgets, seeds, environment, cost, the commands that make it again and the cells behind each number. What
+    the suite gave on other data sets (run --data) and what the suites ablations, factors and steps found is taken in.
+    Where there is no store, the page is made of what was published under --results. The same store gives the same
+    bytes; cells are linked where the store lies in or below the page's folder.
     """
     from flr_bench.report.page import write_report
 
     keep_matplotlib_in(cache)
-    path, source = write_report(runs, results, suite, profile, out)
+    path, origin = write_report(runs, results, suite, profile, out)
     typer.echo(path)
-    typer.echo(source.origin, err=True)
+    typer.echo(origin, err=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.report.forms import ALL
-from flr_bench.report.reading import EXTERNAL, Cell, Json, Ranks, StoreReader, SuiteView, read_json
+from flr_bench.report.reading import EXTERNAL, VARIANT, Cell, Json, Ranks, StoreReader, SuiteView, read_json
 from flr_bench.report.search_files import read_published as read_published_search
 from flr_bench.report.search_files import search_table
 from flr_bench.report.write import QUALITY, builders, checksums, holds, json_bytes, look_of, table_files, write_file
@@ -151,6 +151,7 @@ def _record(manifest: Json) -> Json:
     """The suite's record, as far as tables of quality ask for it."""
     return {
         **{key: manifest[key] for key in COPIED},
+        **{key: manifest[key] for key in VARIANT if key in manifest},
         "name": manifest["suite"].partition("@")[0],
         # Manifests of earlier versions name the data sets in alphabetical order only.
         "data": manifest.get("order") or list(manifest["data"]),

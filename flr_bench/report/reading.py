@@ -23,6 +23,8 @@ from flr_bench.runner.index import Entry, Index
 FORMAT = 1
 EXTERNAL = "external"
 """Family of rows that other code ranked and this one only measured."""
+VARIANT = ("variant_of", "options")
+"""What a record says of a suite that the command line made out of another, for example with ``--data``."""
 Json = dict[str, Any]
 
 
@@ -300,6 +302,20 @@ class SuiteView:
     def profile(self) -> str:
         """How large it ran: ``cpu``, ``gpu`` or ``paper``."""
         return str(self.record["profile"])
+
+    @property
+    def variant(self) -> Json:
+        """The suite that the command line made this one of, and the options that did; empty for a file's own."""
+        return {key: self.record[key] for key in VARIANT if key in self.record}
+
+    @property
+    def request(self) -> str:
+        """The options of ``flr-bench run`` that ask for this very suite, with its profile and seeds."""
+        seeds = [int(seed) for seed in self.record.get("seeds") or ()]
+        counted = str(len(seeds)) if seeds == list(range(len(seeds))) else ",".join(map(str, seeds))
+        words = [str(self.record.get("variant_of", self.name)), "--profile", self.profile]
+        words += [*map(str, self.record.get("options") or ()), *(["--seeds", counted] if seeds else [])]
+        return f"--suite {' '.join(words)}"
 
     @property
     def folder(self) -> Path:

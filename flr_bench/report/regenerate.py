@@ -8,6 +8,8 @@ from pathlib import Path
 
 from flr_bench.errors import UsageError
 from flr_bench.report.error_rates import error_rate_tables
+from flr_bench.report.page.publishing import FOLDER as PAGES
+from flr_bench.report.page.publishing import stale_pages
 from flr_bench.report.published import refresh
 from flr_bench.report.published_page import FOLDER, published_files
 from flr_bench.report.write import holds, make_folder, write_file
@@ -41,12 +43,12 @@ class Regenerated:
 
 
 def regenerate(results: Path, folders: Sequence[Path] | None = None, *, add: bool = False) -> Regenerated:
-    """Make tables again: of the folders given, or of everything in ``results``: suites, ``published``, ``simulations``.
+    """Make tables again: of the folders given, or of everything in ``results``, pages of several suites with it.
 
     Args:
         results: the results folder.
         folders: published folders, for example ``results/main/cpu``; ``None`` for all there are.
-        add: make also tables that were not written before, and ``results/published``.
+        add: make also tables that were not written before, ``results/published`` and ``results/report``.
 
     Raises:
         UsageError: a folder that was given cannot be made again without its store, or nothing is published.
@@ -71,6 +73,8 @@ def regenerate(results: Path, folders: Sequence[Path] | None = None, *, add: boo
             simulated = error_rate_tables(results / "simulations")
             page = {results / "simulations" / name: content for name, content in simulated.items()}
             files |= {path: content for path, content in page.items() if not holds(path, content)}
+        if add or (results / PAGES).is_dir():
+            files |= stale_pages(results)
         left.append(FROM_STORE)
         left += [f"{results / name}: {command}" for name, command in ELSEWHERE.items() if (results / name).is_dir()]
     return Regenerated(files, tuple(left))

@@ -261,23 +261,31 @@ def suite_files(view: SuiteView, folder: Path, look: Look) -> dict[str, bytes]:
     parts = PARTS if look.parts is None else look.parts
     searches, entry = _searches(view, folder, look.endings) if "search" in parts else ({}, None)
     files = table_files(view, builders(view, look, TABLES), look.endings)
-    if "figures" in parts:
-        files |= _figures(view)
+    drawn, words = _figures(view) if "figures" in parts else ({}, {})
+    files |= drawn
     files |= _ranks_files(view) if "ranks" in parts else {}
     files |= searches
-    files["manifest.json"] = _manifest(view, files, entry, look)
+    files["manifest.json"] = _manifest(view, files, {"figures": words, "search": entry}, look)
     return files
 
 
-def _figures(view: SuiteView) -> dict[str, bytes]:
-    from flr_bench.report.figures import draw_figures
+def _figures(view: SuiteView) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The figures' files, and by name without ending what each says in words."""
+    from flr_bench.report.figures import FIGURES, draw_figures
 
     files: dict[str, bytes] = {}
+    words: dict[str, str] = {}
     for data in view.data:
-        prefix = f"{slug(data)}-" if len(view.data) > 1 else ""
         for name, formats in draw_figures(view, data).items():
-            files |= {f"figures/{prefix}{name}.{ending}": content for ending, content in formats.items()}
-    return files
+            stem = figure_stem(view, data, name)
+            files |= {f"figures/{stem}.{ending}": content for ending, content in formats.items()}
+            words[stem] = FIGURES[name].says(view, data)
+    return files, words
+
+
+def figure_stem(view: SuiteView, data: str, name: str) -> str:
+    """The name of a figure's files without their ending."""
+    return f"{slug(data)}-{name}" if len(view.data) > 1 else name
 
 
 # ---------------------------------------------------------------- searches
@@ -372,12 +380,16 @@ def _ranks_parquet(view: SuiteView, cells: Sequence[tuple[str, str]]) -> bytes:
 
 # ---------------------------------------------------------------- manifest
 @without_collections()
-def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None, look: Look) -> bytes:
-    """Where every number comes from: cells by row and seed, data, environments, checksums of the files."""
+def _manifest(view: SuiteView, files: dict[str, bytes], more: Json, look: Look) -> bytes:
+    """Where every number comes from: cells by row and seed, data, environments, checksums of the files.
+
+    ``more``: what figures say in words, and what stands there of searches; entries that are empty are left out.
+    """
     content = {
         "format": 1,
         "suite": view.version,
         "profile": view.profile,
+        **view.variant,
         "primary": view.primary,
         "seeds": view.record.get("seeds"),
         "k": list(view.cutoffs),
@@ -389,7 +401,7 @@ def _manifest(view: SuiteView, files: dict[str, bytes], search: Json | None, loo
         "fits": _fit_entries(view),
         "environments": environments(view),
         "files": checksums(files),
-        **({} if search is None else {"search": search}),
+        **{name: entry for name, entry in more.items() if entry},
         **({"shown": look.record()} if look.record() else {}),
     }
     return json_bytes(content)

@@ -43,10 +43,9 @@ def until_converged(file: SuiteFile, profile_name: str) -> SuiteFile:
             f"--until-converged: no stage of profile {profile_name} has a patience that could end it; "
             "give one under budgets in the suite file"
         )
-    name, _, number = file.suite.version.partition("@")
     profiles = {**file.suite.profiles, profile_name: profile.model_copy(update={"budgets": lifted})}
-    suite = file.suite.model_copy(update={"version": f"{name}-converged@{number}", "profiles": profiles})
-    return replace(file, suite=suite, notes=(*file.notes, _note(profile.budgets, lifted, scheduled)))
+    varied = file.varied("converged", ("--until-converged",), {"profiles": profiles})
+    return replace(varied, notes=(*file.notes, _note(profile.budgets, lifted, scheduled)))
 
 
 def _scheduled(file: SuiteFile) -> set[str]:

@@ -164,6 +164,13 @@ class Plan:
                 missing |= {needed.hash for needed in cell.needs if not store.model(needed.hash).is_dir()}
         return tuple(cell for cell in self.cells if cell.hash in missing)
 
+    @property
+    def _variant(self) -> dict[str, Any]:
+        """How the command line made the suite out of another; nothing for one as its file says."""
+        if self.file.variant_of is None:
+            return {}
+        return {"variant_of": self.file.variant_of, "options": list(self.file.options)}
+
     def record(self) -> dict[str, Any]:
         """What the store keeps of the suite: everything that tables need to know besides the cells."""
         return self._record
@@ -183,6 +190,7 @@ class Plan:
             "format": 1,
             "suite": suite.version,
             "name": suite.name,
+            **self._variant,
             "description": suite.description,
             "profile": self.profile_name,
             "seeds": list(self.seeds),

@@ -239,6 +239,8 @@ class SuiteFile:
         path: the file.
         places: where every field stands, its file and line, by its path of keys and indices.
         replaced: fields that the command line gave in place of the file.
+        variant_of: the suite's name in its file, where the command line made it one of another name.
+        options: the command line's words that did, for example ``--data cds``.
         notes: what the command line changed that the user should be told of, one line each.
         tuned: the tuned parameters that it names, once they are read.
     """
@@ -247,6 +249,8 @@ class SuiteFile:
     path: Path
     places: Mapping[Location, Place] = field(repr=False)
     replaced: frozenset[str] = frozenset()
+    variant_of: str | None = None
+    options: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     tuned: TunedFile | None = None
 
@@ -294,10 +298,14 @@ class SuiteFile:
             raise UsageError(f"--data: '{twice[0]}' is given twice")
         if data == self.suite.data:
             return self
+        varied = self.varied(re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(data)), ("--data", ",".join(data)), {"data": data})
+        return replace(varied, replaced=self.replaced | {"data"})
+
+    def varied(self, suffix: str, options: tuple[str, ...], changes: Mapping[str, Any]) -> SuiteFile:
+        """The suite with other fields, as the command line's ``options`` ask, under a version of its own."""
         name, _, number = self.suite.version.partition("@")
-        version = re.sub(r"[^A-Za-z0-9_-]", "-", "-".join([name, *data])) + f"@{number}"
-        suite = self.suite.model_copy(update={"data": data, "version": version})
-        return replace(self, suite=suite, replaced=self.replaced | {"data"})
+        suite = self.suite.model_copy(update={**changes, "version": f"{name}-{suffix}@{number}"})
+        return replace(self, suite=suite, variant_of=self.variant_of or name, options=(*self.options, *options))
 
     def check(self, model: type[Model], value: Mapping[str, Any], where: Iterable[Location]) -> Model:
         """Validate parameters that may come from several places of the file.

@@ -76,6 +76,7 @@ class SyntheticSuite:
     examples: int = 60
     users: int = 12
     settings: dict[str, Any] = field(default_factory=dict)
+    variant: dict[str, Any] = field(default_factory=dict)
 
 
 def write_store(root: Path, suite: SyntheticSuite | None = None) -> Path:
@@ -102,6 +103,7 @@ def write_store(root: Path, suite: SyntheticSuite | None = None) -> Path:
         "format": 1,
         "suite": f"{suite.name}@1",
         "name": suite.name,
+        **suite.variant,
         "profile": "cpu",
         "seeds": list(suite.seeds),
         "data": list(suite.data),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from flr_bench.cli import app
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.evaluation.metrics import metric_at
 from flr_bench.report import write_tables
+from flr_bench.report.figures import FIGURES
 from flr_bench.report.page import answer as answers
-from flr_bench.report.page import write_report
+from flr_bench.report.page import stale_pages, write_pages, write_report
 from flr_bench.report.page.pictures import picture
-from flr_bench.report.page.sources import PublishedSource, StoreSource
+from flr_bench.report.page.sources import choose
 from flr_bench.report.reading import StoreReader
 from tests.report.synthetic_store import MAIN_ROWS, RowSpec, SyntheticSuite, drop_rank, write_store
 
@@ -82,7 +83,7 @@ def replaced(root: Path, good: dict[str, float]) -> None:
 
 
 def answered(root: Path, out: Path) -> answers.Answer:
-    source = StoreSource(StoreReader(root), "main", "cpu", out)
+    (source,) = choose(root, out.parent / "none", "main", "cpu", out)
     return answers.answer(source.view, "ml-100k", None, lambda _: 12.0)
 
 
@@ -190,6 +191,40 @@ def test_several_data_sets_get_an_answer_each(tmp_path: Path) -> None:
     assert "On two " in text
 
 
+def test_the_same_suite_on_other_data_is_on_its_page(tmp_path: Path) -> None:
+    root = store(tmp_path / "runs")
+    options = {"variant_of": "main", "options": ["--data", "two"]}
+    store(root, name="main-two", data=("two",), seeds=(0, 1, 4), variant=options)
+    store(root, name="main-three-converged", data=("three",), variant={**options, "options": ["--until-converged"]})
+    text = page(root, tmp_path / "page.html")
+    assert text.count('<ol class="answer">') == 2
+    assert text.index("On ml-100k ") < text.index("On two ")
+    assert "Seeds 0, 1." in text
+    assert "Seeds 0, 1, 4." in text
+    assert "flr-bench run --suite main --profile cpu --seeds 2<" in text
+    assert "flr-bench run --suite main --profile cpu --data two --seeds 0,1,4<" in text
+    assert "three" not in text
+    alone = page(root, tmp_path / "two.html", "main-two")
+    assert alone.count('<ol class="answer">') == 1
+    # What was published gives the same page of both.
+    results = tmp_path / "results"
+    write_tables(root, results, None, None, parts=("main", "contrasts", "ranks", "cost"))
+    (published,) = write_pages(results, create=True)
+    assert published == results / "report/main-cpu.html"
+    answer = re.compile(r'<ol class="answer">.*?</ol>', re.DOTALL)
+    assert answer.findall(published.read_text(encoding="utf-8")) == answer.findall(text)
+    assert stale_pages(results) == {}
+
+
+def test_a_page_of_imported_data_says_how_to_import_them(tmp_path: Path) -> None:
+    root = store(tmp_path / "runs")
+    path = root / "suites/main@1-cpu.json"
+    record = json.loads(path.read_text())
+    record["data_manifests"]["ml-100k"]["source"] = {"name": "mine", "source": "minionerec_csv"}
+    path.write_text(json.dumps(record))
+    assert "flr-bench data import FOLDER --source minionerec_csv --name mine<" in page(root, tmp_path / "page.html")
+
+
 def test_what_was_published_gives_the_same_sentences_and_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,16 +233,17 @@ def test_what_was_published_gives_the_same_sentences_and_tables(
     root = store(tmp_path / "runs")
     of_store = page(root, tmp_path / "store.html")
     write_tables(root, tmp_path / "results", None, None)
-    shutil.rmtree(root)
-    path, source = write_report(tmp_path / "runs", tmp_path / "results", "main", "cpu", tmp_path / "page.html")
+    elsewhere = root.rename(tmp_path / "elsewhere")
+    path, origin = write_report(tmp_path / "runs", tmp_path / "results", "main", "cpu", tmp_path / "page.html")
     text = path.read_text(encoding="utf-8")
-    assert isinstance(source, PublishedSource)
+    assert "published rank" in origin
     pattern = re.compile(
         r'<ol class="answer">.*?</ol>|<table class="data" id="(?:standings|rivals|metrics)-.*?</table>', re.DOTALL
     )
     assert len(pattern.findall(text)) == 4
     assert pattern.findall(text) == pattern.findall(of_store)
-    assert '<svg role="img" aria-label="Quality' in text
+    words = FIGURES["quality"].says(StoreReader(elsewhere).suites(["main"], "cpu")[0], "ml-100k")
+    assert f'<svg role="img" aria-label="{escape(f"Quality with intervals. {words}", quote=True)}' in text
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def test_check_names_what_differs_from_the_store_and_writes_nothing(place: Path)
         for name in ("main.md", "manifest.json", "old.md", "titles.csv")
     ]
     assert content(place / "results") == before
+    assert call("tables").exit_code == 0
+    (place / "results/report/main-cpu.html").write_text("x")
+    done = call("tables", "--check")
+    assert (done.exit_code, done.output) == (1, "results/report/main-cpu.html differs from what the store gives\n")
+    (folder / "main.md").write_text("x")
     done = call("tables", "--check", "--parts", "main,contrasts")
     assert done.output == "results/main/cpu/main.md differs from what the store gives\n"
 
@@ -136,11 +141,12 @@ def test_refresh_without_folders_covers_everything_published(place: Path) -> Non
         (place / "results" / name).mkdir()
     assert call("refresh", "--check").stdout == "nothing to change\n"
     assert call("refresh", "--check", "--add").stdout.splitlines() == [
-        f"results/published/published.{ending} would change" for ending in ("csv", "md", "tex")
+        *(f"results/published/published.{ending} would change" for ending in ("csv", "md", "tex")),
+        "results/report/main-cpu.html would change",
     ]
     assert not (place / "results/published").exists()
     assert call("refresh", "--add").exit_code == 0
-    for name in ("second/cpu/titles.tex", "published/published.md"):
+    for name in ("second/cpu/titles.tex", "published/published.md", "report/main-cpu.html"):
         path = place / "results" / name
         good = path.read_bytes()
         path.write_text("x")

@@ -21,6 +21,10 @@ def test_only_stages_that_patience_can_end_are_lifted() -> None:
     # A cosine over 1,000 epochs would never fall before patience ends it: schedules get ten times their budget.
     assert budgets == {"fit": (1000, 5), "untuned": (0, None), "sft": (20, 5), "rl": (1, None)}
     assert lifted.suite.version == "main-converged@1"
+    assert (lifted.variant_of, lifted.options) == ("main", ("--until-converged",))
+    both = until_converged(file.with_data(["cds"]), "cpu")
+    assert both.suite.version == "main-cds-converged@1"
+    assert (both.variant_of, both.options) == ("main", ("--data", "cds", "--until-converged"))
     assert lifted.suite.profiles["gpu"] == file.suite.profiles["gpu"]
     (note,) = lifted.notes
     assert "fit from 8 to 1,000" in note

@@ -122,18 +122,31 @@ def _environment(one: Json) -> dict[str, str]:
     return found | {f"version of {name}": str(value) for name, value in sorted((one.get("versions") or {}).items())}
 
 
-def commands(view: SuiteView, varying: Sequence[SuiteView], environments: Sequence[Json]) -> list[Command]:
-    """Every command that makes the page's numbers again, in order."""
+def joined(environments: Iterable[Json]) -> list[Json]:
+    """The same environments, each once with all of its cells."""
+    cells: dict[str, set[str]] = {}
+    for one in environments:
+        key = json.dumps({name: value for name, value in one.items() if name != "cells"}, sort_keys=True)
+        cells.setdefault(key, set()).update(one.get("cells") or ())
+    return [{**json.loads(key), "cells": sorted(found)} for key, found in sorted(cells.items())]
+
+
+def commands(suites: Sequence[SuiteView], environments: Sequence[Json]) -> list[Command]:
+    """Every command that makes the page's numbers again, in order; the first suite is the page's own."""
     commits = sorted({str(one["commit"]) for one in environments if one.get("commit") and not one.get("dirty")})
     found = [Command("take the code that the cells ran", f"git checkout {commits[0]}")] if len(commits) == 1 else []
-    found += [
-        Command("install the versions that the results come from", 'pip install -c constraints.txt -e ".[dev]"'),
-        *(Command(f"look at the data {name}", f"flr-bench data show {name}") for name in _data_names(view)),
-    ]
-    for suite in (view, *varying):
-        chosen = f"--suite {suite.name} --profile {suite.profile}"
-        found.append(Command(f"compute every cell of {suite.version} that is missing", f"flr-bench run {chosen}"))
-        found.append(Command("write its tables and figures", f"flr-bench tables {chosen}"))
+    install = 'pip install -c constraints.txt -e ".[dev]"'
+    found.append(Command("install the versions that the results come from", install))
+    for name, reader in {name: reader for suite in suites for name, reader in _readers(suite)}.items():
+        if reader is not None:
+            line = f"flr-bench data import FOLDER --source {reader} --name {name}"
+            found.append(Command(f"import the data {name}, from the folder that holds their files", line))
+        found.append(Command(f"look at the data {name}", f"flr-bench data show {name}"))
+    for suite in suites:
+        does = f"compute every cell of {suite.version} that is missing"
+        found.append(Command(does, f"flr-bench run {suite.request}"))
+    found.append(Command("write all tables and figures", "flr-bench tables"))
+    view = suites[0]
     cell = next((row.cells[data][seed].rank for row, data, seed in view.places()), None)
     if cell is not None:
         found.append(Command("run one cell again and compare it bit by bit", f"flr-bench reproduce {cell}"))
@@ -143,9 +156,11 @@ def commands(view: SuiteView, varying: Sequence[SuiteView], environments: Sequen
     return found
 
 
-def _data_names(view: SuiteView) -> list[str]:
+def _readers(view: SuiteView) -> list[tuple[str, str | None]]:
+    """The data sets, each with what read its files (``--source``); ``None`` for one that needs no import."""
     manifests = view.record.get("data_manifests") or {}
-    return list(dict.fromkeys(str((manifests.get(d) or {}).get("source", {}).get("name", d)) for d in view.data))
+    sources = [(data, (manifests.get(data) or {}).get("source") or {}) for data in view.data]
+    return list(dict.fromkeys((str(source.get("name", data)), source.get("source")) for data, source in sources))
 
 
 def cell_lines(view: SuiteView, address: Callable[[str], str | None]) -> list[CellLine]:

@@ -16,6 +16,7 @@ from flr_bench.report.page.pictures import Picture
 from flr_bench.report.page.sources import Source, choose
 from flr_bench.report.page.tables import standings_table, verdict_table
 from flr_bench.report.page.templating import rendered
+from flr_bench.report.published_table import figures_table
 from flr_bench.report.reading import SuiteView
 from flr_bench.report.render import Table, slug
 from flr_bench.report.seeds import seed_words
@@ -38,12 +39,14 @@ class DataPart:
         answer: what is said first.
         counts: who was counted, under which settings.
         seeds: how many seeds there are and what they share.
+        seed_list: the seeds themselves.
         standings: every method, best first.
         rivals: FLR against the rivals that the suite names; ``None`` if it names none.
         parts: which part of FLR matters, one table a suite.
         metrics: the suite's main table.
         strata: the same within parts of the test examples.
         cost: measured times and memory; ``None`` where there are none.
+        published: what others published on this data beside the suite's rows; ``None`` where nothing is known.
         notes: whether FLR beats all of its rivals.
         missing: what is missing.
         pictures: the figures.
@@ -56,12 +59,14 @@ class DataPart:
     answer: Answer
     counts: str
     seeds: str
+    seed_list: str
     standings: Table
     rivals: Table | None
     parts: tuple[Table, ...]
     metrics: Table
     strata: Table
     cost: Table | None
+    published: Table | None
     notes: tuple[str, ...]
     missing: tuple[str, ...]
     pictures: tuple[Picture, ...]
@@ -77,13 +82,13 @@ class DataPart:
         return tuple(p for p in self.pictures if p.name not in names)
 
 
-def write_report(runs: Path, results: Path, suite: str, profile: str, out: Path) -> tuple[Path, Source]:
+def write_report(runs: Path, results: Path, suite: str, profile: str, out: Path) -> tuple[Path, str]:
     """Write the page of a suite, whole or not at all; folders above it are made.
 
     Args:
         runs: the store.
         results: where published folders lie, which are read if there is no store.
-        suite: the suite's name.
+        suite: the suite's name; what it gave on other data sets (``flr-bench run --data``) is taken in.
         profile: its profile.
         out: the file.
 
@@ -95,18 +100,22 @@ def write_report(runs: Path, results: Path, suite: str, profile: str, out: Path)
         DamagedFileError: a file cannot be read.
         ResultsFolderError: ``out`` cannot be written.
     """
-    source = choose(runs, results, suite, profile, out)
-    text = report_page(source)
+    sources = choose(runs, results, suite, profile, out)
+    text = report_page(sources)
     make_folder(out.parent, figures=False, option="--out")
-    return write_file(out, text.encode(), "--out"), source
+    return write_file(out, text.encode(), "--out"), sources[0].origin
 
 
-def report_page(source: Source) -> str:
-    """The page as HTML; the same source gives the same bytes."""
-    view = source.view
-    room = MOST_PICTURES // max(len(view.data), 1)
+def report_page(sources: Sequence[Source]) -> str:
+    """The page as HTML: one suite, on one data set or several; the same sources give the same bytes."""
+    view = sources[0].view
+    placed = [(source, data) for source in sources for data in source.view.data]
+    room = MOST_PICTURES // max(len(placed), 1)
     varies = reference_row(view) is not None
-    parts = [_data_part(source, data, room) for data in view.data]
+    parts = [_data_part(source, data, room) for source, data in placed]
+    suites = list({suite.version: suite for source in sources for suite in (source.view, *source.varying)}.values())
+    places = {suite.version: source for source in sources for suite in (source.view, *source.varying)}
+    environments = about.joined([one for source in sources for one in source.environments])
     return rendered(
         "report.html",
         view=view,
@@ -119,10 +128,10 @@ def report_page(source: Source) -> str:
         controls=[row.label for row in view.rows if row.is_control],
         budgets=about.budget_table(view),
         settings=about.settings_lines(view),
-        environments=about.environment_table(source.environments),
-        commands=about.commands(view, source.varying, source.environments),
-        cells=[(suite.version, about.cell_lines(suite, source.address)) for suite in (view, *source.varying)],
-        origin=source.origin,
+        environments=about.environment_table(environments),
+        commands=about.commands(suites, environments),
+        cells=[(suite.version, about.cell_lines(suite, places[suite.version].address)) for suite in suites],
+        origin=sources[0].origin,
     )
 
 
@@ -156,12 +165,14 @@ def _data_part(source: Source, data: str, room: int) -> DataPart:
         answer=found,
         counts=caption(view, data),
         seeds=seed_words(view, data),
+        seed_list=", ".join(map(str, view.record.get("seeds") or ())),
         standings=standings_table(view, found, seconds),
         rivals=rivals,
         parts=tuple(_parts(source, data, metric)),
         metrics=main_table(view, data),
         strata=strata_table(view, data),
         cost=source.cost(data),
+        published=figures_table(view, data),
         notes=beats_all_notes(view, found.rivals),
         missing=missing_notes(view, data),
         pictures=kept,

@@ -12,10 +12,10 @@ from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.report.cost import MEASURED, cost_table, total_seconds
 from flr_bench.report.page.pictures import Picture, picture
 from flr_bench.report.published import checked_view
-from flr_bench.report.reading import Json, StoreReader, SuiteView
-from flr_bench.report.render import Column, Entry, Table, slug
+from flr_bench.report.reading import Json, StoreReader, SuiteView, read_json
+from flr_bench.report.render import Column, Entry, Table
 from flr_bench.report.tables import reference_row
-from flr_bench.report.write import environments
+from flr_bench.report.write import environments, figure_stem
 
 LOOKING = "thoughts"
 """The suite that keeps thoughts, for pictures alone."""
@@ -71,8 +71,8 @@ class Source(ABC):
         return [view for view in found if data in view.data]
 
 
-def choose(runs: Path, results: Path, suite: str, profile: str, out: Path) -> Source:
-    """The store if there is one, else what was published of the suite.
+def choose(runs: Path, results: Path, suite: str, profile: str, out: Path) -> list[Source]:
+    """The suite, then the same suite on other data sets: from the store if there is one, else as published.
 
     Args:
         runs: the store.
@@ -87,13 +87,40 @@ def choose(runs: Path, results: Path, suite: str, profile: str, out: Path) -> So
     """
     folder = results / suite / profile
     if not (runs / "suites").is_dir() and (folder / "manifest.json").is_file():
-        return PublishedSource(folder)
+        return published_sources(folder)
     if not (runs / "suites").is_dir():
         raise UsageError(
             f"neither a store at {runs} nor published results in {folder}: run the suite first (flr-bench run "
             f"--suite {suite}), or name --runs or --results"
         )
-    return StoreSource(StoreReader(runs), suite, profile, out)
+    store = StoreReader(runs)
+    view = max(store.suites([suite], profile), key=_version)
+    newest: dict[str, SuiteView] = {}
+    for other in sorted(store.suites(None, profile), key=_version):
+        newest[other.name] = other
+    others = [other for _, other in sorted(newest.items()) if _is_elsewhere(other.record, view)]
+    return [StoreSource(store, one, out) for one in (view, *others)]
+
+
+def published_sources(folder: Path) -> list[Source]:
+    """A published suite, then the same suite on other data sets as it was published beside it.
+
+    Raises:
+        UsageError: the folder cannot be read without its store.
+        DamagedFileError: a file cannot be read.
+    """
+    first = PublishedSource(folder)
+    found: list[Source] = [first]
+    for path in sorted(folder.parent.parent.glob(f"*/{folder.name}/manifest.json")):
+        if _is_elsewhere(read_json(path), first.view):
+            found.append(PublishedSource(path.parent))
+    return found
+
+
+def _is_elsewhere(record: Json, of: SuiteView) -> bool:
+    """Whether a suite, by its record or manifest, is another one on other data sets, and nothing else."""
+    options = record.get("options") or ()
+    return record.get("variant_of") == of.name and list(options[::2]) == ["--data"] and of.variant == {}
 
 
 # ---------------------------------------------------------------- a store
@@ -102,15 +129,14 @@ class StoreSource(Source):
 
     Args:
         store: where they are.
-        suite: the suite's name, with or without its version; without it the newest.
-        profile: its profile.
+        view: the suite.
         out: the page's file.
     """
 
-    def __init__(self, store: StoreReader, suite: str, profile: str, out: Path) -> None:
-        """Find the suite and those that vary FLR."""
-        self.view = max(store.suites([suite], profile), key=_version)
-        recorded = store.suites(None, profile)
+    def __init__(self, store: StoreReader, view: SuiteView, out: Path) -> None:
+        """Find the suites that vary FLR."""
+        self.view = view
+        recorded = store.suites(None, view.profile)
         newest = [max((v for v in recorded if v.name == name), key=_version, default=None) for name in VARYING]
         self.varying = tuple(v for v in newest if v is not None and _varies(v) and v.version != self.view.version)
         self._beside = _beside(store.root, out.parent)
@@ -243,15 +269,18 @@ class PublishedSource(Source):
 
 def _published_pictures(folder: Path, view: SuiteView, manifest: Json, data: str) -> list[Picture]:
     """The figures of a data set that a manifest lists."""
-    from flr_bench.report.page.drawing import described, place_of
+    from flr_bench.report.figures import FIGURES
+    from flr_bench.report.page.drawing import MORE_TITLES, described, place_of
 
-    start = f"{slug(data)}-" if len(view.data) > 1 else ""
+    said = manifest.get("figures") or {}
+    stems = {figure_stem(view, data, kind): kind for kind in (*FIGURES, *MORE_TITLES)}
     found = []
     for name in sorted(str(name) for name in manifest["files"]):
         path = PurePosixPath(name)
-        if path.suffix == ".svg" and path.parent.name == "figures" and path.name.startswith(start):
-            kind, svg = path.stem.removeprefix(start), _read(folder / "figures" / path.name)
-            found.append(picture(kind, place_of(view, data), *described(view, data, kind), svg))
+        if path.suffix == ".svg" and path.parent.name == "figures" and path.stem in stems:
+            kind, svg = stems[path.stem], _read(folder / "figures" / path.name)
+            title, words = described(view, data, kind)
+            found.append(picture(kind, place_of(view, data), title, said.get(path.stem, words), svg))
     return found
 
 
