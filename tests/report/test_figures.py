@@ -19,7 +19,7 @@ from flr_bench.report.cost import total_seconds
 from flr_bench.report.figures import FIGURES
 from flr_bench.report.figures.cost import pareto_front, spaced
 from flr_bench.report.figures.differences import is_shown
-from flr_bench.report.figures.style import figure_style, looks
+from flr_bench.report.figures.style import figure_style, looks, looks_by_group
 from flr_bench.report.reading import SuiteView
 from tests.report.figure_stores import (
     DATA,
@@ -90,7 +90,8 @@ def headline_of(figure: Any) -> str:
 
 
 def legend_of(figure: Any) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    parts = [figure, *figure.subfigs]
+    return [text.get_text() for part in parts for legend in part.legends for text in legend.get_texts()]
 
 
 # ---------------------------------------------------------------- quality
@@ -318,8 +319,18 @@ def test_curves_show_loss_penalties_and_reward_of_each_stage(tmp_path: Path) -> 
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.axison}
     assert list(panels) == ["sft: loss, train", "rl: loss, train", "rl: reward, train", "rl: penalty: diversity"]
     assert panels["rl: penalty: diversity"].lines[0].get_ydata() == pytest.approx([0.9, 0.7])
-    assert legend_of(figure) == ["flr"], "a model looks alike in all its stages"
+    assert legend_of(figure) == ["flr", "flr"], "each stage has a legend of its own"
+    (first,), (second,) = (part.axes[0].lines for part in figure.subfigs)
+    assert first.get_color() == second.get_color(), "a method has one colour"
     assert "rl, reward, train (1 model): flr from -3 to -1" in FIGURES["curves"].says(view, DATA)
+
+
+def test_what_varies_a_method_has_its_colour_and_dashes_of_its_own() -> None:
+    found = looks_by_group({"a": "x", "b": "y", "b, changed": "y"}, ["x", "y", "z"])
+    assert found["b"]["color"] == found["b, changed"]["color"] != found["a"]["color"]
+    assert len({(look["linestyle"], look["marker"]) for look in found.values()}) == 3
+    alone = looks_by_group({"b": "y", "b, changed": "y"}, ["x", "y"])
+    assert alone == looks(["b", "b, changed"]), "a colour for one group alone would say nothing"
 
 
 def test_missing_fits_are_named(tmp_path: Path) -> None:
@@ -404,11 +415,11 @@ def test_every_figure_is_the_same_when_made_again_and_no_words_lie_outside(every
 
 def _svg(figure: Any) -> bytes:
     """The figure's SVG, after seeing that all its words stand inside and no tick label over the next."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     renderer = FigureCanvasAgg(figure).get_renderer()
     frame = figure.bbox
-    for legend in figure.legends:
+    for legend in [legend for part in (figure, *figure.subfigs) for legend in part.legends]:
         box = legend.get_window_extent(renderer)
         assert box.x0 >= frame.x0 - SLACK, "the legend is cut off"
         assert box.x1 <= frame.x1 + SLACK, "the legend is cut off"
@@ -422,4 +433,6 @@ def _svg(figure: Any) -> bytes:
         boxes = sorted((box.y0, box.y1, box.x0) for label in labels for box in [label.get_window_extent(renderer)])
         assert all(left >= frame.x0 - SLACK for *_, left in boxes), "cut off on the left"
         assert all(low >= high - SLACK for (_, high, _), (low, _, _) in itertools.pairwise(boxes)), "overlap"
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})  # last: it moves labels to its own resolution
     return buffer.getvalue()

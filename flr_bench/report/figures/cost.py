@@ -67,7 +67,7 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
     by_mark = {
         name or "no decoding": {"color": "0.3", "marker": mark, "linestyle": "none"} for name, mark in marks.items()
     }
-    legend_below(figure, {**by_family, **by_mark, "none better at less cost": {"color": QUIET}}, columns=5)
+    legend_below(figure, {**by_family, **by_mark, "none better at less cost (bold names)": {"color": QUIET}}, columns=5)
     return figure
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from flr_bench.report.figures.style import headline, legend_below, looks
+from flr_bench.report.figures.style import headline, legend_below, looks_by_group
 from flr_bench.report.figures.words import figure_title, sentences
 from flr_bench.report.reading import SuiteView
 from flr_bench.report.training import Fit, fits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 MOST_BANDS = 4
 """Ranges over seeds hide one another where more models than this share a panel."""
 MOST_POINTS = 40
 """Points of one fit's curve that are drawn; one that is noted at every update has thousands."""
 COLUMNS = 4
+LEGEND_COLUMNS = 3
 CURVES = {
     "ndcg@10": "NDCG@10 on valid",
     "valid_ndcg@10": "NDCG@10 on valid",
@@ -47,22 +49,51 @@ def curves_figure(view: SuiteView, data: str) -> Figure | None:
     panels = _panels(_trained(view, data))
     if not panels:
         return None
-    shown = looks(list(dict.fromkeys(_model(fit) for drawn in panels.values() for fit in drawn)))
-    columns = min(COLUMNS, len(panels))
-    lines = -(-len(panels) // columns)
-    size = (max(3.0 * columns, 5.0) + 0.4, 2.3 * lines + 0.2 * -(-len(shown) // 4) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes, ((stage, name), drawn) in zip(grid.flat, panels.items(), strict=False):
-        _panel(axes, drawn, name, shown)
-        axes.set_title(f"{stage}: {CURVES[name]}", loc="left", fontsize="medium")
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
+    stages = [_Block(stage, panels) for stage in dict.fromkeys(stage for stage, _ in panels)]
+    columns = min(COLUMNS, max(len(block.panels) for block in stages))
+    heights = [block.height(columns) for block in stages]
+    figure = Figure(figsize=(max(3.0 * columns, 5.0) + 0.4, sum(heights) + 0.6), layout="constrained")
+    blocks = figure.subfigures(len(stages), squeeze=False, height_ratios=heights)[:, 0]
+    for block, part in zip(stages, blocks, strict=True):
+        block.draw(part, columns)
     bands = any(len(drawn) <= MOST_BANDS for drawn in panels.values())
     seeds = "Means over seeds" + (f"; with up to {MOST_BANDS} models their range too." if bands else ".")
     headline(figure, figure_title(view, data), seeds, _missing(view, data))
-    legend_below(figure, shown)
     return figure
+
+
+class _Block:
+    """The panels of one stage over a legend of its own: no more lines are told apart than a stage has.
+
+    A method has one colour, in all stages; what varies it has other dashes and marks.
+    """
+
+    def __init__(self, stage: str, panels: Mapping[tuple[str, str], list[Fit]]) -> None:
+        self.stage = stage
+        self.panels = {name: drawn for (of, name), drawn in panels.items() if of == stage}
+        # The strongest colours for methods that are drawn most often.
+        drawn_in = Counter(_method(fit) for drawn in panels.values() for fit in drawn)
+        methods = [method for method, _ in drawn_in.most_common()]
+        models = {_model(fit): _method(fit) for drawn in self.panels.values() for fit in drawn}
+        self.looks = looks_by_group(models, methods)
+
+    def lines(self, columns: int) -> int:
+        """Lines of panels."""
+        return -(-len(self.panels) // columns)
+
+    def height(self, columns: int) -> float:
+        """Inches."""
+        return 2.3 * self.lines(columns) + 0.2 * -(-len(self.looks) // LEGEND_COLUMNS) + 0.1
+
+    def draw(self, part: SubFigure, columns: int) -> None:
+        """Draw panels and legend."""
+        grid = part.subplots(self.lines(columns), columns, squeeze=False)
+        for axes, (name, drawn) in zip(grid.flat, self.panels.items(), strict=False):
+            _panel(axes, drawn, name, self.looks)
+            axes.set_title(f"{self.stage}: {CURVES[name]}", loc="left", fontsize="medium")
+        for axes in grid.flat[len(self.panels) :]:
+            axes.set_axis_off()
+        legend_below(part, self.looks, LEGEND_COLUMNS)
 
 
 def curves_says(view: SuiteView, data: str) -> str:
@@ -112,6 +143,10 @@ def _panels(trained: Sequence[Fit]) -> dict[tuple[str, str], list[Fit]]:
 
 def _stage(fit: Fit) -> str:
     return str(fit.cells[0].inputs.get("stage", "fit")) if fit.cells else "fit"
+
+
+def _method(fit: Fit) -> str:
+    return str(fit.cells[0].inputs.get("method", fit.row.method)) if fit.cells else fit.row.method
 
 
 def _model(fit: Fit) -> str:

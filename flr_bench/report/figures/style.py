@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
     from flr_bench.evaluation.significance import Difference
 
@@ -25,6 +25,8 @@ DOT = "o"
 DASHES = ("-", "--", "-.", ":")
 COLOURS = 8
 """Colours that are told apart; more lines than that differ in their dashes too."""
+DPI = 150
+"""Of PNG files, and of the layout: letters are not quite as wide at another one, and names would be cut."""
 QUIET, INK = "0.45", "0.15"
 CHARACTERS_PER_INCH = 13
 """Of the font that headlines are set in, with room to spare."""
@@ -49,7 +51,13 @@ def figure_style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     import matplotlib as mpl
     import seaborn as sns
 
-    fixed = {"svg.hashsalt": "flr-bench", "svg.fonttype": "path", "font.family": ["DejaVu Sans"], "font.size": 9}
+    fixed = {
+        "svg.hashsalt": "flr-bench",
+        "svg.fonttype": "path",
+        "font.family": ["DejaVu Sans"],
+        "font.size": 9,
+        "figure.dpi": DPI,
+    }
     with mpl.rc_context({**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), **fixed, **(more or {})}):
         yield
 
@@ -66,7 +74,7 @@ def _encode(figure: Figure) -> dict[str, bytes]:
     out = {}
     for ending, without in metadata.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, dpi=150, metadata=without)
+        figure.savefig(buffer, format=ending, dpi=DPI, metadata=without)
         out[ending] = buffer.getvalue()
     return out
 
@@ -97,12 +105,35 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def legend_below(figure: Figure, shown: Mapping[str, Mapping[str, Any]], columns: int = 4) -> None:
+def looks_by_group(names: Mapping[str, str], groups: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Looks of names that fall into groups: one colour for a group, mark and dashes for each name within it.
+
+    Args:
+        names: name → group.
+        groups: all groups, so that a group has the same colour wherever it is drawn.
+
+    Returns:
+        As :func:`looks`; where all names are of one group, just what it gives, since a colour would say nothing.
+    """
+    if len(set(names.values())) < 2:
+        return looks(list(names))
+    colours, seen, found = looks(groups), dict.fromkeys(groups, 0), {}
+    for name, group in names.items():
+        step, start = seen[group], groups.index(group)
+        marks = {"marker": MARKERS[(start + step) % len(MARKERS)], "linestyle": DASHES[step % len(DASHES)]}
+        found[name] = {"color": colours[group]["color"], **marks}
+        seen[group] += 1
+    return found
+
+
+def legend_below(figure: Figure | SubFigure, shown: Mapping[str, Mapping[str, Any]], columns: int = 4) -> None:
     """A legend under all panels, so that it hides nothing, in as many columns as fit and at most ``columns``."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, **{"lw": 1.2, "ms": 5, **look}) for name, look in shown.items()]
-    fitting = int(CHARACTERS_PER_INCH * figure.get_figwidth() / (BESIDE_LABEL + max(map(len, shown))))
+    fitting = int(
+        CHARACTERS_PER_INCH * figure.get_figure(root=True).get_figwidth() / (BESIDE_LABEL + max(map(len, shown)))
+    )
     count = max(1, min(len(handles), columns, fitting))
     figure.legend(handles=handles, loc="outside lower center", ncols=count, frameon=False)
 
