@@ -281,6 +281,7 @@ class TitleRanker:
         pool, reused = job.pool(decoding.search_key(settings, params.search), lambda rows, run: run(guide(rows)))
         ranking = rank_pool(decoding, pool, self.book.titles, settings, k, assistant=assistant)
         found |= {"reused_seconds": reused, "histories_cut": float(job.cut)}
+        found["prompt_tokens"] = float(len(job.data.prompt_tokens))
         if self.model.memory.batches_split > split_before:
             found["batches_split"] = float(self.model.memory.batches_split - split_before)
         return replace(ranking, measurements={**ranking.measurements, **found}, traces=job.traces)

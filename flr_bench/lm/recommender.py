@@ -176,6 +176,8 @@ class LanguageModelRecommender(Recommender):
         else:
             measurements = {f"{name}_before": value for name, value in before.items()}
             measurements |= {f"{name}_after": value for name, value in after.items()} | fitting.trained
+        if log.epochs:
+            measurements["tokens"] = float(log.epochs * fitting.train.lengths.sum())
         measurements |= fitting.resumption | fitting.close()
         if self._state.model.sharded:
             self._put_together(context)

@@ -49,6 +49,12 @@ def test_supervised_training_lowers_validation_nll(method):
     assert found["nll_valid_after"] < found["nll_valid_before"]
     assert report.parameters_trained == report.parameters_total
     assert len(report.curves["valid_nll"]) == report.epochs == 2
+    model, data = fitted(method).model, small_split()
+    book = model.title_book(data.catalog, None)
+    assert found["tokens"] == 2 * book.targets(data.train)[0].lengths.sum()
+    assert rank(model).measurements["prompt_tokens"] == len(
+        book.targets(data.valid.take(np.arange(12)))[0].prompt_tokens
+    )
 
 
 @pytest.mark.parametrize(

@@ -376,3 +376,22 @@ def test_measured_energy_has_a_column_that_says_what_it_counts(tmp_path: Path) -
     assert "nergy" not in without.caption
     sasrec = next(row for row in table.rows if row[1].text == "sasrec")
     assert sasrec[-1].value == pytest.approx(3.0), "one fit and one ranking"
+
+
+def test_tokens_a_second_are_told_of_language_models_alone(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "runs", FEW)
+    for path in (store / "cells").glob("*/metrics.json"):
+        cell, metrics = (json.loads((path.parent / name).read_text()) for name in ("cell.json", "metrics.json"))
+        if cell["inputs"].get("method") == "flr":
+            metrics["report"]["measurements"]["tokens"] = 1000 * metrics["seconds"]
+        elif cell["inputs"].get("label", "").startswith("flr"):
+            metrics["measurements"]["prompt_tokens"] = 450.0
+        path.write_text(json.dumps(metrics))
+    table = cost_table(StoreReader(store).suites(["main"], None)[0], "ml-100k")
+    keys = [column.key for column in table.columns]
+    train, rank = keys.index("train_tokens_per_second"), keys.index("rank_tokens_per_second")
+    told = {row[1].text: (row[train].value, row[rank].value) for row in table.rows}
+    assert told["flr · sft · d3"] == pytest.approx((1000, 50)), "of the 9 s that ranking took"
+    assert told["flr · sft · plain"] == pytest.approx((1000, 30)), "and 6 s of a search that it shares"
+    assert told["sasrec"] == (None, None)
+    assert "Tokens are those" in table.caption
