@@ -13,8 +13,8 @@ What is not here, and why.  No stars, but effect sizes with intervals.  No rank 
 are exactly zero (neither method hits), which a Wilcoxon test drops.  No choice of the best rival on test: rivals are
 named by the suite, corrected by :func:`holm`, and "better than all of them" is the intersection-union test of
 :func:`beats_all`.  Of the row with the highest mean, which *is* picked on test, nothing is claimed: :func:`may_be_best`
-says which others are not the best.  Neither interquartile means nor critical-difference diagrams: the former want at least 10 runs of
-each method, the latter at least 5 data sets; below that they show precision that is not there.
+says which others are not the best.  Neither interquartile means nor critical-difference diagrams: the former want at
+least 10 runs of each method, the latter at least 5 data sets; below that they show precision that is not there.
 ``flr_bench.evaluation.simulation`` checks how often these tests err.
 """
 
