@@ -70,7 +70,8 @@ def _worst(null: Sequence[Rate]) -> str:
     if beyond.scenario.spread <= SEEN:
         return f"{words}, and no higher beyond it."
     where = f"{beyond.scenario.design.name}, {beyond.scenario.seeds} seeds, {beyond.scenario.methods} rows"
-    return f"{words}; beyond it at most {100 * beyond.share:.1f} ({where})."
+    why = ", for a spread estimated from so few seeds is sometimes far too small" if beyond.share > NOMINAL else ""
+    return f"{words}; beyond it at most {100 * beyond.share:.1f} ({where}){why}."
 
 
 def lead_table(rates: Sequence[Rate]) -> Table:
@@ -95,7 +96,7 @@ def lead_table(rates: Sequence[Rate]) -> Table:
     caption = (
         f"One row is better than all others, which are equally good, by a true relative difference of that size. "
         f"Percent of data sets in which a row is ruled out as best, at a seed spread of {spreads} %. 'Best' is that "
-        f"row: an error. 'Other' is one of the others, fixed beforehand: so many of them are ruled out on average. "
+        f"row: an error. 'Other' is one of the others, fixed beforehand: on average, that share of them is ruled out. "
         f"{precision(real)}"
     )
     title = "What is ruled out where one row is better"

@@ -88,3 +88,25 @@ def test_what_is_published_holds_the_nominal_rate() -> None:
     assert worst("pairs", SEEN) < 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
     # Where seeds differ twice as much, three of them make the interval somewhat too narrow; the page says so.
     assert worst("pairs", 1.0) < 0.1 < worst("users", SEEN)
+
+
+def test_what_is_published_rules_out_a_best_row_as_rarely_as_promised() -> None:
+    rows = published("best")
+
+    def highest(test: str, spread: float, *, equal: bool = True, methods: int = max(ROWS)) -> float:
+        return max(
+            float(row["share"])
+            for row in rows
+            if row["test"] == test
+            and float(row["spread"]) <= spread
+            and (row["effect"] == "0") is equal
+            and int(row["methods"]) <= methods
+        )
+
+    trials = {int(row["trials"]) for row in rows}
+    assert min(trials) >= 1000
+    assert highest("best", SEEN) < 0.05 + 3 * (0.05 * 0.95 / min(trials)) ** 0.5
+    # Where seeds differ twice as much, three of them make the interval somewhat too narrow; the page says so.
+    assert highest("best", 1.0) < 0.08
+    assert highest("best", 1.0, equal=False) < 0.05
+    assert highest("uncorrected", SEEN) > 0.2 > highest("uncorrected", SEEN, methods=min(ROWS)) > 0.05
