@@ -12,8 +12,9 @@ about *these trained models*, and says so (:attr:`Difference.covers`).
 What is not here, and why.  No stars, but effect sizes with intervals.  No rank test over examples: most differences
 are exactly zero (neither method hits), which a Wilcoxon test drops.  No choice of the best rival on test: rivals are
 named by the suite, corrected by :func:`holm`, and "better than all of them" is the intersection-union test of
-:func:`beats_all`.  Neither interquartile means nor critical-difference diagrams: the former want at least 10 runs of
-each method, the latter at least 5 data sets; below that they show precision that is not there.
+:func:`beats_all`.  Of the row with the highest mean, which *is* picked on test, nothing is claimed: :func:`may_be_best`
+says which others are not the best.  Neither interquartile means nor critical-difference diagrams: the former want at
+least 10 runs of each method, the latter at least 5 data sets; below that they show precision that is not there.
 ``flr_bench.evaluation.simulation`` checks how often these tests err.
 """
 
@@ -277,6 +278,21 @@ def beats_all(differences: Sequence[Difference]) -> float:
         differences: the method minus each rival, at least one.
     """
     return max(difference.p_greater for difference in differences)
+
+
+def may_be_best(lead: Difference, rows: int) -> float:
+    """Probability of so large a lead over a row if that row were the best of all.
+
+    Multiple comparisons with the best (Hsu 1981), with Bonferroni's correction: the one-sided probability times
+    ``rows - 1``, at most 1.  A row is ruled out as best where it is at most 5 %.  Whichever row leads, the row that is
+    truly best is then ruled out in at most 5 of 100 studies: that needs some of its ``rows - 1`` comparisons to err,
+    and each does with at most 5 % / (``rows - 1``).  Of the row that leads nothing is claimed.
+
+    Args:
+        lead: the row with the highest mean minus the row in question.
+        rows: how many compete, both included; a row whose runs are missing counts too.
+    """
+    return min(1.0, lead.p_greater * (rows - 1))
 
 
 # ---------------------------------------------------------------- the parts of the variance

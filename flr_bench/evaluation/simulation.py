@@ -1,27 +1,31 @@
 r"""How often the tests of :mod:`flr_bench.evaluation.significance` err, and what they can show: by simulation.
 
-Two methods rank the same examples.  Each value is NDCG@10 at a latent score
+Two methods, or several, rank the same examples.  Each value is NDCG@10 at a latent score
 
 .. math:: z_{msi} = u_{c(i)} + e_i + v_{mc(i)} + w_{mi} + \delta_{ms} + \epsilon_{msi}
 
 of normal parts: user, example, a user's and an example's liking for the method, the seed's own level and the
 seed's noise at an example; rank 1, 2, ... 10 where z exceeds thresholds, so that ranks have the distribution
-given.  Both methods have the same distribution, hence no true difference, unless an effect is put in: one shift of
+given.  All methods have the same distribution, hence no true difference, unless an effect is put in: one shift of
 z for all examples of the first method that lifts its mean by just that much.  Users have as many examples as in
 our data sets.
+
+With two methods it is counted how often an interval of their difference excludes zero (:func:`rejection_rates`), with
+several how often :func:`~flr_bench.evaluation.significance.may_be_best` rules out the one that is truly best
+(:func:`best_rates`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from flr_bench.evaluation.resampling import Draws, bootstrap, draw
-from flr_bench.evaluation.significance import LEVEL, UserSums, difference
+from flr_bench.evaluation.significance import LEVEL, UserSums, difference, may_be_best
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -34,6 +38,8 @@ TESTS = {
     "bootstrap": "bootstrap over users and seeds",
 }
 """The intervals that are tried. Runs of one seed share nothing here, so that pairing them is allowed and needless."""
+ROWS = (3, 21)
+"""How many rows compete where the best is looked for: few, and as many as in the suite ``main``."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,11 @@ class Population:
 
     def values(self, z: Float32s) -> Float32s:
         """The metric at each z."""
-        reached = np.searchsorted(self.thresholds[::-1].astype(np.float32), z.ravel(), side="left")
-        return self.table[reached].reshape(z.shape)
+        rising, flat = self.thresholds[::-1].astype(np.float32), z.ravel()
+        ranked = np.flatnonzero(flat > rising[0])  # few reach any rank, and looking up all would take most of the time
+        found = np.zeros_like(flat)
+        found[ranked] = self.table[np.searchsorted(rising, flat[ranked], side="left")]
+        return found.reshape(z.shape)
 
     def level_spread(self, relative: float) -> float:
         """The standard deviation of z's seed level that moves the mean by ``relative`` of itself."""
@@ -141,13 +150,15 @@ class Scenario:
         seeds: runs of each method.
         spread: standard deviation between seeds of a method's mean, relative to it, beyond what the noise of single
             examples makes; 0.04 is what ML-100K shows.
-        effects: true relative differences; 0, the null, is among them.
+        effects: true relative differences of the first method to all others; 0, the null, is among them.
+        methods: how many there are.
     """
 
     design: Design
     seeds: int
     spread: float
     effects: tuple[float, ...] = (0.0,)
+    methods: int = 2
 
 
 @dataclass(frozen=True)
@@ -184,8 +195,8 @@ def rejection_rates(scenario: Scenario, trials: int, generator: np.random.Genera
     drawn: Draws | None = None
     for trial, by_effect in enumerate(_trials(scenario, trials, generator, Population())):
         for effect, sums in by_effect.items():
-            counts.setdefault((effect, "pairs"), []).append(difference(sums).excludes_zero)
-        null = by_effect[0.0]
+            counts.setdefault((effect, "pairs"), []).append(difference(_two(scenario, sums, 0, 1)).excludes_zero)
+        null = _two(scenario, by_effect[0.0], 0, 1)
         for test, rejects in _others(null):
             counts.setdefault((0.0, test), []).append(rejects)
         if trial % 4 == 0:
@@ -194,6 +205,50 @@ def rejection_rates(scenario: Scenario, trials: int, generator: np.random.Genera
             found = bootstrap(null, drawn)
             counts.setdefault((0.0, "bootstrap"), []).append(found.low > 0 or found.high < 0)
     return [Rate(scenario, effect, test, sum(found), len(found)) for (effect, test), found in counts.items()]
+
+
+def best_rates(
+    scenario: Scenario, trials: int, generator: np.random.Generator, *, rows: Sequence[int] = ROWS
+) -> list[Rate]:
+    """Simulate and count at 5 % how often rows that are fixed before there are data are ruled out as best.
+
+    They are the first method, which is best, with the correction (``best``) and without it (``uncorrected``); and
+    where it is better than the others, the second (``other``).  Without an effect all are best: the least favourable
+    case, for nothing is as easily ruled out by chance as one of many equals.
+
+    Args:
+        scenario: what to simulate.
+        trials: how many data sets.
+        generator: all randomness comes from it.
+        rows: how many of the methods compete, in the same simulated data; at least two, at most all.
+    """
+    counts: dict[tuple[int, float, str], int] = {}
+    for by_effect in _trials(scenario, trials, generator, Population()):
+        for effect, sums in by_effect.items():
+            for competing in rows:
+                for test, is_out in _ruled_out(scenario, sums[:competing], effect).items():
+                    counts[competing, effect, test] = counts.get((competing, effect, test), 0) + is_out
+    return [
+        Rate(replace(scenario, methods=competing), effect, test, found, trials)
+        for (competing, effect, test), found in counts.items()
+    ]
+
+
+def _ruled_out(scenario: Scenario, sums: Float64s, effect: float) -> dict[str, bool]:
+    leader = int(sums.sum(axis=(1, 2)).argmax())
+
+    def out(row: int, *corrected_for: int) -> list[bool]:
+        if row == leader:
+            return [False] * len(corrected_for)
+        lead = difference(_two(scenario, sums, leader, row))
+        return [may_be_best(lead, rows) <= 1 - LEVEL for rows in corrected_for]
+
+    found = dict(zip(("best", "uncorrected"), out(0, len(sums), 2), strict=True))
+    return {**found, "other": out(1, len(sums))[0]} if effect else found
+
+
+def _two(scenario: Scenario, sums: Float64s, a: int, b: int) -> UserSums:
+    return UserSums(sums[a], sums[b], scenario.design.sizes.astype(np.float64), paired=True)
 
 
 def _others(sums: UserSums) -> Iterator[tuple[str, bool]]:
@@ -215,33 +270,33 @@ def _seeds_alone(sums: UserSums) -> bool:
 
 def _trials(
     scenario: Scenario, trials: int, generator: np.random.Generator, population: Population
-) -> Iterator[dict[float, UserSums]]:
-    """Each trial's sums by user, at every effect on the same random numbers."""
+) -> Iterator[dict[float, Float64s]]:
+    """Each trial's sums, ``[methods, seeds, users]``, at every effect on the same random numbers."""
     sizes = scenario.design.sizes
     starts, level = np.cumsum(sizes) - sizes, population.level_spread(scenario.spread)
     shifts = {effect: population.shift(1 + level**2, effect) for effect in scenario.effects}
     for _ in range(trials):
         z = _scores(scenario, generator, population, level)
-        b = _by_user(population, z[1], starts)
+        others = [_by_user(population, own, starts) for own in z[1:]]
         yield {
-            effect: UserSums(_by_user(population, z[0] + np.float32(shift), starts), b, sizes.astype(np.float64), True)
+            effect: np.stack([_by_user(population, z[0] + np.float32(shift), starts), *others])
             for effect, shift in shifts.items()
         }
 
 
 def _scores(scenario: Scenario, generator: np.random.Generator, population: Population, level: float) -> Float32s:
-    """``[2, seeds, n]`` latent scores of both methods; examples stand by user."""
-    sizes, seeds = scenario.design.sizes, scenario.seeds
+    """``[methods, seeds, n]`` latent scores; examples stand by user."""
+    sizes, seeds, methods = scenario.design.sizes, scenario.seeds, scenario.methods
     n, users = int(sizes.sum()), len(sizes)
 
     def normal(variance: float, *shape: int) -> Float32s:
         return generator.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(variance))
 
-    by_user = normal(population.user, 1, 1, users) + normal(population.user_method, 2, 1, users)
-    z = normal(population.noise, 2, seeds, n) + normal(level**2, 2, seeds, 1)
+    by_user = normal(population.user, 1, 1, users) + normal(population.user_method, methods, 1, users)
+    z = normal(population.noise, methods, seeds, n) + normal(level**2, methods, seeds, 1)
     z += np.repeat(by_user, sizes, axis=2)
     z += normal(population.example, 1, 1, n)
-    z += normal(population.example_method, 2, 1, n)
+    z += normal(population.example_method, methods, 1, n)
     return z
 
 
@@ -262,4 +317,14 @@ def scenarios(
         for design in designs
         for runs in seeds
         for spread in spreads
+    ]
+
+
+def best_scenarios(grid: Sequence[Scenario] | None = None) -> list[Scenario]:
+    """The published grid of :func:`best_rates`: that of :func:`scenarios` where seeds differ.
+
+    Where they do not, tests err least; and small effects are seen too rarely to be worth counting here.
+    """
+    return [
+        replace(scenario, methods=max(ROWS)) for scenario in grid or scenarios(effects=(0.1, 0.2)) if scenario.spread
     ]

@@ -69,10 +69,9 @@ def regenerate(results: Path, folders: Sequence[Path] | None = None, *, add: boo
         if add or (results / FOLDER).is_dir():
             page = {results / name: content for name, content in published_files(results).items()}
             files |= {path: content for path, content in page.items() if not holds(path, content)}
-        if (results / "simulations/significance.csv").is_file():
-            simulated = error_rate_tables(results / "simulations")
-            page = {results / "simulations" / name: content for name, content in simulated.items()}
-            files |= {path: content for path, content in page.items() if not holds(path, content)}
+        simulated = error_rate_tables(results / "simulations")
+        page = {results / "simulations" / name: content for name, content in simulated.items()}
+        files |= {path: content for path, content in page.items() if not holds(path, content)}
         if add or (results / PAGES).is_dir():
             files |= stale_pages(results)
         left.append(FROM_STORE)

@@ -2,9 +2,8 @@
 
 Nothing is said that was not tested, and no rival is picked by its result.  The row with the highest mean *is*
 picked by its result, so nothing is claimed of it; said is instead which rows can be *ruled out* as best (multiple
-comparisons with the best, Hsu 1981): row i of k is, if some row is better than it at one-sided 5 % / (k - 1).  The row
-that is truly best is then ruled out in at most 5 of 100 studies, whichever row came out on top: that needs some of
-its k - 1 comparisons to err, and each does with at most 5 % / (k - 1).
+comparisons with the best, :func:`~flr_bench.evaluation.significance.may_be_best`): row i of k is, if the row on top is
+better than it at one-sided 5 % / (k - 1).  The row that is truly best is then ruled out in at most 5 of 100 studies.
 """
 
 from __future__ import annotations
@@ -132,16 +131,17 @@ def other_contrasts(view: SuiteView, data: str) -> tuple[Comparison, ...]:
 
 # ---------------------------------------------------------------- what is known
 def _standings(view: SuiteView, data: str) -> tuple[Standing, ...]:
+    from flr_bench.evaluation.significance import may_be_best
+
     rows = [row for row in view.rows_on(data) if not row.is_control and row.condition is None]
     found = [Standing(row, over_summary(view, row, data, view.primary).mean) for row in rows]
     ranked = sorted((s for s in found if s.mean is not None), key=lambda s: -(s.mean or 0.0))
     missing = [s for s in found if s.mean is None]
     if not ranked:
         return tuple(missing)
-    others = len(rows) - 1
     behind = compare(view, [(ranked[0].row.label, s.row.label) for s in ranked[1:]], data, view.primary)
     rest = [
-        Standing(s.row, s.mean, c, None if c.difference is None else min(1.0, c.difference.p_greater * others))
+        Standing(s.row, s.mean, c, None if c.difference is None else may_be_best(c.difference, len(rows)))
         for s, c in zip(ranked[1:], behind, strict=True)
     ]
     return (ranked[0], *rest, *missing)
