@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def quality_figure(view: SuiteView, data: str) -> Figure | None:
     """One line per trained model, one mark per decoding, with 95 % intervals clustered by user.
 
-    Controls are grey.  Rows with a missing cell are named as missing instead of drawn.
+    Controls are grey, rows under a condition left out.  Rows with a missing cell are named as missing instead of drawn.
     """
     from matplotlib.figure import Figure
 
-    rows = grouped(view.rows_on(data))
+    rows = _drawn(view, data)
     if all(not view.rank_cells(row, data) for row in rows):
         return None
     lines = list(dict.fromkeys(line_label(row) for row in rows))
@@ -53,8 +53,8 @@ def quality_figure(view: SuiteView, data: str) -> Figure | None:
 
 def quality_says(view: SuiteView, data: str) -> str:
     """The best, the next and the worst of the rows that compete, with intervals."""
-    rows = view.rows_on(data)
-    competing = [row for row in rows if not row.is_control and row.condition is None]
+    rows = _drawn(view, data)
+    competing = [row for row in rows if not row.is_control]
     known = [(row.label, found) for row in competing if (found := quality(view, row, data, view.primary)) is not None]
     known.sort(key=lambda one: -one[1].mean)
     shown = [f"{place} {label} {with_interval(found)}" for place, (label, found) in _ends(known)]
@@ -63,6 +63,11 @@ def quality_says(view: SuiteView, data: str) -> str:
         + (f": {', '.join(shown)}." if shown else "."),
         gap_sentence(gaps(view, rows, data)),
     )
+
+
+def _drawn(view: SuiteView, data: str) -> list[Row]:
+    """Rows as they are: what conditions do to them has a figure of its own."""
+    return [row for row in grouped(view.rows_on(data)) if row.condition is None]
 
 
 def _ends(ranked: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 DOT = "o"
 DASHES = ("-", "--", "-.", ":")
-COLOURS = 8
-"""Colours that are told apart; more lines than that differ in their dashes too."""
+STRONG = (0, 1, 2, 3, 4, 5, 9, 7)
+"""Places in the palette of the colours that stand out on white; more lines than that differ in their dashes too."""
+COLOURS = len(STRONG)
 DPI = 150
 """Of PNG files, and of the layout: letters are not quite as wide at another one, and names would be cut."""
 QUIET, INK = "0.45", "0.15"
@@ -94,7 +95,8 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, mark and dashes of each name: told apart without colours too, and no two alike up to 32."""
     import seaborn as sns
 
-    palette = sns.color_palette("colorblind", COLOURS)
+    colours = sns.color_palette("colorblind")
+    palette = [colours[i] for i in STRONG]
     return {
         name: {
             "color": palette[i % COLOURS],
