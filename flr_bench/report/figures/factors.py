@@ -11,6 +11,7 @@ import numpy as np
 from flr_bench.report.figures.style import INK, headline
 from flr_bench.report.figures.words import figure_title, sentences
 from flr_bench.report.reading import SuiteView
+from flr_bench.report.render import number
 from flr_bench.report.thoughts import (
     Floats,
     Quantity,
@@ -196,7 +197,7 @@ def cosines_figure(view: SuiteView, data: str) -> Figure | None:
     figure = Figure(figsize=(len(found) * (0.6 + 0.5 * factors) + 0.8, 1.5 + 0.5 * factors), layout="constrained")
     grid = figure.subplots(1, len(found), squeeze=False)
     for axes, (thinker, matrix) in zip(grid.flat, found, strict=True):
-        texts = [f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else "" for value in matrix.flat]
+        texts = [_signed(value) if np.isfinite(value) else "" for value in matrix.flat]
         heat(axes, matrix, -1.0, 1.0, "vlag", texts)
         ticks, labels = np.arange(len(matrix)) + 0.5, [str(k + 1) for k in range(len(matrix))]
         axes.set_xticks(ticks, labels)
@@ -238,3 +239,9 @@ def _cosines(thinker: Thinker) -> Floats | None:
     np.add.at(sums, (last.factor, last.other_factor), last.value)
     np.add.at(counts, (last.factor, last.other_factor), 1)
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+
+def _signed(value: float) -> str:
+    """With its sign, unless it is shown as zero."""
+    text = number(value, 2, signed=True)
+    return "0.00" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
