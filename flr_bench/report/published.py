@@ -159,9 +159,14 @@ def _record(manifest: Json) -> Json:
     }
 
 
+def is_whole(manifest: Json) -> bool:
+    """Whether no cell was missing when a folder was written."""
+    return not any(entry["missing"] or entry["notes"] for entry in manifest["data"].values())
+
+
 def _refuse_what_needs_the_store(folder: Path, manifest: Json) -> None:
     again = "; write it from its store with flr-bench tables"
-    if any(entry["missing"] or entry["notes"] for entry in manifest["data"].values()):
+    if not is_whole(manifest):
         raise UsageError(f"{folder} was written while cells were missing or left out{again}")
     if any(row["family"] == EXTERNAL for row in manifest["rows"]):
         raise UsageError(f"{folder} has rows that other code ranked, and its manifest does not say which{again}")

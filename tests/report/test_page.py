@@ -214,6 +214,13 @@ def test_the_same_suite_on_other_data_is_on_its_page(tmp_path: Path) -> None:
     answer = re.compile(r'<ol class="answer">.*?</ol>', re.DOTALL)
     assert answer.findall(published.read_text(encoding="utf-8")) == answer.findall(text)
     assert stale_pages(results) == {}
+    manifest = results / "main-two/cpu/manifest.json"
+    told = json.loads(manifest.read_text())
+    told["data"]["two"]["missing"] = 1
+    manifest.write_text(json.dumps(told))
+    (unfinished,) = stale_pages(results).values()
+    assert b"cells were missing when they were published: main-two." in unfinished
+    assert unfinished.count(b'<ol class="answer">') == 1
 
 
 def test_a_page_of_imported_data_says_how_to_import_them(tmp_path: Path) -> None:

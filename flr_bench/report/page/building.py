@@ -132,6 +132,7 @@ def report_page(sources: Sequence[Source]) -> str:
         commands=about.commands(suites, environments),
         cells=[(suite.version, about.cell_lines(suite, places[suite.version].address)) for suite in suites],
         origin=sources[0].origin,
+        left_out=list(dict.fromkeys(name for source in sources for name in source.left_out)),
     )
 
 

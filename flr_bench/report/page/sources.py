@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from flr_bench.errors import DamagedFileError, UsageError
 from flr_bench.report.cost import MEASURED, cost_table, total_seconds
 from flr_bench.report.page.pictures import Picture, picture
-from flr_bench.report.published import checked_view
+from flr_bench.report.published import checked_view, is_whole
 from flr_bench.report.reading import Json, StoreReader, SuiteView, read_json
 from flr_bench.report.render import Column, Entry, Table
 from flr_bench.report.tables import reference_row
@@ -34,10 +34,12 @@ class Source(ABC):
     Attributes:
         view: the suite.
         varying: the suites of the same profile that vary FLR, as far as they are there; ablations first.
+        left_out: suites that belong on the page but were published while cells were missing.
     """
 
     view: SuiteView
     varying: tuple[SuiteView, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -112,8 +114,11 @@ def published_sources(folder: Path) -> list[Source]:
     first = PublishedSource(folder)
     found: list[Source] = [first]
     for path in sorted(folder.parent.parent.glob(f"*/{folder.name}/manifest.json")):
-        if _is_elsewhere(read_json(path), first.view):
-            found.append(PublishedSource(path.parent))
+        if _is_elsewhere(manifest := read_json(path), first.view):
+            if is_whole(manifest):
+                found.append(PublishedSource(path.parent))
+            else:
+                first.left_out = (*first.left_out, path.parent.parent.name)
     return found
 
 
@@ -205,7 +210,9 @@ class PublishedSource(Source):
         self.view, self._manifest = checked_view(folder)
         results, profile = folder.parent.parent, folder.name
         folders = [results / name / profile for name in VARYING if name != self.view.name]
-        found = [(other, *checked_view(other)) for other in folders if (other / "manifest.json").is_file()]
+        there = {other: read_json(path) for other in folders if (path := other / "manifest.json").is_file()}
+        found = [(other, *checked_view(other)) for other, manifest in there.items() if is_whole(manifest)]
+        self.left_out = tuple(other.parent.name for other, manifest in there.items() if not is_whole(manifest))
         self._beside = [(view, other, manifest) for other, view, manifest in found if _varies(view)]
         self.varying = tuple(view for view, *_ in self._beside)
 
