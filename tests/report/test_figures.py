@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from flr_bench.report.comparisons import compare, per_example, quality
 from flr_bench.report.cost import total_seconds
@@ -323,6 +324,17 @@ def test_curves_show_loss_penalties_and_reward_of_each_stage(tmp_path: Path) -> 
     (first,), (second,) = (part.axes[0].lines for part in figure.subfigs)
     assert first.get_color() == second.get_color(), "a method has one colour"
     assert "rl, reward, train (1 model): flr from -3 to -1" in FIGURES["curves"].says(view, DATA)
+
+
+def test_words_are_as_wide_in_every_format() -> None:
+    with figure_style():
+        figures = [Figure(dpi=dpi) for dpi in (72, 150)]
+        texts = [figure.text(0.1, 0.5, "single_latent · sft+rl (noise-free prompt)") for figure in figures]
+        widths = [
+            text.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width / figure.dpi
+            for text, figure in zip(texts, figures, strict=True)
+        ]
+    assert widths[0] == pytest.approx(widths[1], rel=0.002)
 
 
 def test_what_varies_a_method_has_its_colour_and_dashes_of_its_own() -> None:

@@ -27,7 +27,7 @@ STRONG = (0, 1, 2, 3, 4, 5, 9, 7)
 """Places in the palette of the colours that stand out on white; more lines than that differ in their dashes too."""
 COLOURS = len(STRONG)
 DPI = 150
-"""Of PNG files, and of the layout: letters are not quite as wide at another one, and names would be cut."""
+"""Of PNG files."""
 QUIET, INK = "0.45", "0.15"
 CHARACTERS_PER_INCH = 13
 """Of the font that headlines are set in, with room to spare."""
@@ -52,13 +52,9 @@ def figure_style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     import matplotlib as mpl
     import seaborn as sns
 
-    fixed = {
-        "svg.hashsalt": "flr-bench",
-        "svg.fonttype": "path",
-        "font.family": ["DejaVu Sans"],
-        "font.size": 9,
-        "figure.dpi": DPI,
-    }
+    fixed = {"svg.hashsalt": "flr-bench", "svg.fonttype": "path", "font.family": ["DejaVu Sans"], "font.size": 9}
+    # Hinted letters are wider at a low resolution: what the layout holds at one would be cut at another.
+    fixed |= {"text.hinting": "no_hinting", "figure.dpi": DPI}
     with mpl.rc_context({**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), **fixed, **(more or {})}):
         yield
 

@@ -17,7 +17,7 @@ KEPT = ("difference", "relative_percent", "seeds", "p_holm", "detectable")
 """The columns of differences that a reader needs to judge one."""
 FAMILIES: Mapping[str, str] = {
     "floor": "simple rule",
-    "sequential": "sequential recommender",
+    "sequential": "sequential model",
     "llm": "language model",
     "external": "ranked by other code",
 }
