@@ -236,7 +236,7 @@ def inspect_search(
     seeds asked for last.
     """
     from flr_bench.report import write_search
-    from flr_bench.report.page import write_pages
+    from flr_bench.report.regenerate import derived
     from flr_bench.runner.inspection import SearchRequest, run_search
     from flr_bench.runner.progress import make_display
     from flr_bench.runner.session import Execution, Folders, Frontend
@@ -257,7 +257,7 @@ def inspect_search(
     keep_matplotlib_in(cache)
     files = [
         *write_search(runs, results, session.plan.file.suite.version, profile),
-        *write_pages(results, create=False),
+        *derived(results).write(),
     ]
     for tracker in trackers:
         tracker.log_files(files, results)
@@ -293,13 +293,13 @@ def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Pat
     if tables_are_current(session, folders.results):
         return []
     from flr_bench.report import summary_table, write_tables
-    from flr_bench.report.page import write_pages
+    from flr_bench.report.regenerate import derived
 
     keep_matplotlib_in(folders.cache)
     suite, profile = session.plan.file.suite.version, session.plan.profile_name
     files = write_tables(folders.runs, folders.results, [suite], profile)
     note_tables(session, folders.results)
-    files += write_pages(folders.results, create=False)
+    files += derived(folders.results).write()
     if show:
         typer.echo(summary_table(folders.runs, suite, profile))
     return files

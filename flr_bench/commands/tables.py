@@ -43,7 +43,7 @@ def tables(
     cache: Cache = CACHE,
     results: Results = RESULTS,
 ) -> None:
-    """Write tables and figures from the store, and from nothing else; of all suites also results/report/.
+    """Write tables and figures from the store alone; of all suites also the folders published and report.
 
     --check looks at each folder as it was asked for before, unless options say otherwise; where there is no store it
     makes the tables from the published ranks instead, as flr-bench refresh --check does.
@@ -63,20 +63,19 @@ def tables(
 
 def _write(runs: Path, results: Path, suites: list[str] | None, profile: str | None, look: Look) -> None:
     from flr_bench.report import write_tables
-    from flr_bench.report.page import write_pages
+    from flr_bench.report.regenerate import derived
     from flr_bench.runner.store import Store, ensure_writable
 
     Store(runs)
     ensure_writable(results, "results", "--results")
     written = write_tables(runs, results, suites, profile, look=look)
     whole = (suites, profile, look.parts) == (None, None, None)
-    for path in [*written, *write_pages(results, create=whole)]:
+    for path in [*written, *derived(results, add=whole).write()]:
         typer.echo(path)
 
 
 def _check(runs: Path, results: Path, suites: list[str] | None, profile: str | None, look: Look | None) -> None:
-    from flr_bench.report.page.publishing import FOLDER, stale_pages
-    from flr_bench.report.regenerate import folders_of, regenerate
+    from flr_bench.report.regenerate import derived, folders_of, regenerate
     from flr_bench.report.write import stale_files
 
     if not (runs / "suites").is_dir():
@@ -84,8 +83,7 @@ def _check(runs: Path, results: Path, suites: list[str] | None, profile: str | N
         show(regenerate(results, folders_of(results, suites, profile)), check=True)
         return
     stale = stale_files(runs, results, suites, profile, look)
-    if look is None and (results / FOLDER).is_dir():
-        stale += stale_pages(results)
+    stale += derived(results).files if look is None else ()
     for path in stale:
         typer.echo(f"{path} differs from what the store gives")
     if stale:

@@ -9,7 +9,7 @@ from pathlib import Path
 from flr_bench.errors import UsageError
 from flr_bench.report.error_rates import error_rate_tables
 from flr_bench.report.page.publishing import FOLDER as PAGES
-from flr_bench.report.page.publishing import stale_pages
+from flr_bench.report.page.publishing import published_pages
 from flr_bench.report.published import refresh
 from flr_bench.report.published_page import FOLDER, published_files
 from flr_bench.report.write import holds, make_folder, write_file
@@ -66,17 +66,29 @@ def regenerate(results: Path, folders: Sequence[Path] | None = None, *, add: boo
             continue
         files |= {folder / name: made.files[name] for name in made.changed}
     if folders is None:
-        if add or (results / FOLDER).is_dir():
-            page = {results / name: content for name, content in published_files(results).items()}
-            files |= {path: content for path, content in page.items() if not holds(path, content)}
-        simulated = error_rate_tables(results / "simulations")
-        page = {results / "simulations" / name: content for name, content in simulated.items()}
-        files |= {path: content for path, content in page.items() if not holds(path, content)}
-        if add or (results / PAGES).is_dir():
-            files |= stale_pages(results)
+        files |= derived(results, add=add).files
         left.append(FROM_STORE)
         left += [f"{results / name}: {command}" for name, command in ELSEWHERE.items() if (results / name).is_dir()]
     return Regenerated(files, tuple(left))
+
+
+def derived(results: Path, *, add: bool = False) -> Regenerated:
+    """What is made of the suites' published folders: ``published``, ``simulations`` and ``report``.
+
+    Args:
+        results: the results folder.
+        add: make also what is not there yet.
+
+    Raises:
+        DamagedFileError: a file cannot be read.
+    """
+    simulations = results / "simulations"
+    files = {simulations / name: content for name, content in error_rate_tables(simulations).items()}
+    if add or (results / FOLDER).is_dir():
+        files |= {results / name: content for name, content in published_files(results).items()}
+    if add or (results / PAGES).is_dir():
+        files |= published_pages(results)
+    return Regenerated({path: content for path, content in files.items() if not holds(path, content)}, ())
 
 
 def published_folders(results: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """One page about a suite, all in one file: it opens by a double click and needs no network."""
 
 from flr_bench.report.page.building import report_page, write_report
-from flr_bench.report.page.publishing import stale_pages, write_pages
+from flr_bench.report.page.publishing import published_pages
 
-__all__ = ["report_page", "stale_pages", "write_pages", "write_report"]
+__all__ = ["published_pages", "report_page", "write_report"]
