@@ -1,7 +1,7 @@
 """Reading a suite file: plain values with the place of every field, and the files that it includes.
 
-A file's ``include`` names others, relative to its own folder, or suites that ship.  Their content lies under its own: later files
-over earlier ones and the file itself last, mappings key by key, everything else replaced.
+A file's ``include`` names others, relative to its own folder, or suites that ship.  Their content lies under its
+own: later files over earlier ones and the file itself last, mappings key by key, everything else replaced.
 """
 
 from __future__ import annotations
