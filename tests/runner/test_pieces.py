@@ -63,7 +63,7 @@ def test_pieces_come_to_what_one_run_does_and_repeat_nothing(write_suite: WriteS
     finished: set[str] = set()
     pieces = 0
     while True:
-        clock = Clock("started", 4)
+        clock = Clock("started", 6)
         session = piece(suite, root, clock)
         assert not clock.cells("started") & finished
         finished |= clock.cells("done")
@@ -72,14 +72,15 @@ def test_pieces_come_to_what_one_run_does_and_repeat_nothing(write_suite: WriteS
             break
         pieces += 1
         session.piece.check()
-        assert (session.piece.gained, len(session.piece.missing)) == (3, len(session.plan.cells) - len(finished))
+        assert (session.piece.gained, len(session.piece.missing)) == (5, len(session.plan.cells) - len(finished))
         assert session.piece.missing == tuple(cell.hash for cell in session.absent)
-    assert pieces > 3
+    assert pieces >= 2
     assert session.outcome.complete
     assert finished == {cell.hash for cell in session.plan.cells}
     assert rankings(root) == whole(suite, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_pieces_with_workers_end_what_runs(write_suite: WriteSuite, tmp_path: Path) -> None:
     suite, root = write_suite(), tmp_path / "pieces"
     first = piece(suite, root, Clock("done", 3), workers=2)
@@ -180,42 +181,36 @@ def test_the_end_of_the_time_is_no_second_signal() -> None:
 
 
 # ---------------------------------------------------------------- the command
-@pytest.mark.parametrize("command", ["run", "ablate"])
 def test_the_command_says_how_much_is_done_and_goes_on(
-    command: str, write_suite: WriteSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_suite: WriteSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = write_suite()
+    total = len(Request(str(suite), "cpu").plan(tmp_path / "cache").cells)
     monkeypatch.chdir(tmp_path)
 
-    def called(clock: Clock, *options: str) -> tuple[int, str]:
+    def called(clock: Clock, command: str, *options: str) -> tuple[int, str]:
         monkeypatch.setattr(progress, "make_display", lambda *_, **__: clock)
         words = [command, "--suite", str(suite), "--no-track", "--stop-after", "9m", *options]
         said = CliRunner().invoke(cli.app, words)
         return said.exit_code, said.output
 
-    code, said = called(Clock("started", 3))
+    code, said = called(Clock("started", 3), "run")
     assert code == 75
-    total = len(Request(str(suite), "cpu").plan(tmp_path / "cache").cells)
     assert f"stopped after 9m: 2 of {total} cells are done, 2 of them in this piece; the same command goes on" in said
-    code, said = called(Clock("started", 2), "--json")
+    code, said = called(Clock("started", 2), "ablate", "--json")
     assert code == 75
     found = json.loads(said.splitlines()[-1])
     assert (found["event"], found["computed"], len(found["missing"])) == ("stopped", 1, total - 3)
-    assert not (tmp_path / "results").exists() or not list((tmp_path / "results").rglob("*.md"))
-    code, said = called(Clock("none", 1))
-    assert code == 0
-    assert f"{total - 3} cells computed; tables in results/fake/cpu" in said
+    assert not list((tmp_path / "results").rglob("*.md"))
 
 
-def test_a_stopped_process_leaves_none_behind(write_suite: WriteSuite, tmp_path: Path) -> None:
-    suite = write_suite(("seeds: 2", "seeds: 1"), ("{reward: b}", "{reward: b, sleep: 600}"))
-    process = start(suite, tmp_path, "run", "--workers", "2", "--no-track", "--json", "--stop-after", "1h")
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_stopped_process_leaves_none_behind(workers: str, write_suite: WriteSuite, tmp_path: Path) -> None:
+    suite = write_suite(("{name: fake_llm, stages", "{name: fake_llm, params: {sleep: 2}, stages"))
+    options = ("--workers", workers, "--no-track", "--json", "--stop-after", "1h")
+    process = start(suite, tmp_path, "run", *options)
     assert process.stdout is not None
-    done = sleeps = False
-    while not (done and sleeps):  # one worker sleeps, the other does everything else
-        event = json.loads(process.stdout.readline())
-        done |= event["event"] == "done"
-        sleeps |= event["event"] == "started" and "reward b" in event["label"]
+    next(line for line in process.stdout if '"event": "done"' in line)
     process.send_signal(signal.SIGALRM)
     told, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
