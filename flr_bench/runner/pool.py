@@ -229,13 +229,13 @@ def discard_unfinished(settings: WorkSettings, cell_hash: str) -> None:
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back meanwhile.
+    """Hold Ctrl-C, SIGTERM and the end of the time given back meanwhile.
 
     A process started within never receives Ctrl-C: before it could say so itself, it would print a
     traceback of its imports.  SIGTERM it receives once :func:`end_with_parent` has run, and no process is started
     that its parent does not know of.  Nothing is lost: what arrives meanwhile is delivered at the end.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
     try:
         yield
     finally:
@@ -296,7 +296,7 @@ def _serve(pipe: connection.Connection, settings: WorkSettings) -> None:
 def end_with_parent() -> None:
     """A run that is killed outright must not leave workers behind, and Ctrl-C is the parent's to deal with."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGALRM})
     parent = multiprocessing.parent_process()
     if parent is None:
         return

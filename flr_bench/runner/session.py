@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flr_bench.errors import DamagedFileError, UsageError
+from flr_bench.errors import DamagedFileError, FlrBenchError, UsageError
+from flr_bench.interrupts import TimeUp, stopped_after
 from flr_bench.runner.cell import Cell, canonical_json
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.convergence import until_converged
 from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells_to_run, run_plan
 from flr_bench.runner.executors import visible_gpus, worker_count
 from flr_bench.runner.limits import Limits, available_memory, parse_bytes, parse_memory, parse_seconds
+from flr_bench.runner.pieces import Beginning, Piece
 from flr_bench.runner.plan import Plan, Selection, closure, make_plan, refuse_missing
 from flr_bench.runner.progress import Display
 from flr_bench.runner.store import Store, ensure_writable, read_json, write_json
@@ -89,6 +91,7 @@ class Execution:
         per_gpu: ``--per-gpu``: cells that share a GPU.
         dask: ``--dask``: address of a scheduler.
         retry: ``--retry``: try cells again that ended at a limit.
+        stop_after: ``--stop-after``: when the run ends, done or not; ``None`` for when all is done.
     """
 
     memory: str | None = None
@@ -97,6 +100,19 @@ class Execution:
     per_gpu: int = 1
     dask: str | None = None
     retry: bool = False
+    stop_after: str | None = None
+
+    def seconds(self, mode: Mode) -> float | None:
+        """The time that a run has.
+
+        Raises:
+            UsageError: that is no time, or the run would not go on where it stopped.
+        """
+        if self.stop_after is None:
+            return None
+        if mode == "always":
+            raise UsageError("--stop-after and --mode always: each piece would begin anew; leave one of them out")
+        return parse_seconds(self.stop_after, "--stop-after")
 
     def limits(self, profile: Profile) -> Limits:
         """The limits of one cell.
@@ -137,12 +153,14 @@ class Session:
         plan, store: what was run, and where.
         computed: whether any cell had to be computed.
         outcome: what was done and what failed.
+        piece: set if the time was over before the end; what stands there then takes the outcome's place.
     """
 
     plan: Plan
     store: Store
     computed: bool
     outcome: Outcome
+    piece: Piece | None = None
 
     @property
     def absent(self) -> tuple[Cell, ...]:
@@ -205,12 +223,26 @@ def run(request: Request, folders: Folders, mode: Mode, workers: int | None, fro
 
     Raises:
         UsageError: wrong names, a wrong suite file.
-        FlrBenchError: a folder cannot be written, data cannot be used; in mode ``strict``, cells are missing.
+        FlrBenchError: a folder cannot be written, data cannot be used; in mode ``strict``, cells are missing; the
+            time was over before the suite was planned.
         KeyboardInterrupt: interrupted; finished cells are kept.
     """
+    given, beginning = frontend.execution.stop_after, None
+    seconds = frontend.execution.seconds(mode)
     store = Store(folders.runs)
     folders.check()
-    plan = request.plan(folders.cache)
+    try:
+        with stopped_after(seconds):
+            plan = request.plan(folders.cache)
+            beginning = Beginning(plan, store) if given is not None else None
+            return _run(plan, store, folders, mode, workers, frontend)
+    except TimeUp as stop:
+        if beginning is None or given is None:
+            raise FlrBenchError(f"--stop-after {given} was over before the first cell; give it more time") from stop
+        return Session(beginning.plan, store, computed=True, outcome=Outcome(), piece=beginning.piece(given))
+
+
+def _run(plan: Plan, store: Store, folders: Folders, mode: Mode, workers: int | None, frontend: Frontend) -> Session:
     settings = run_settings(plan.profile, folders.cache, workers, frontend)
     if plan.on_one_device:
         frontend.say(f"on one device, since they cannot use {plan.profile.devices}: {', '.join(plan.on_one_device)}")

@@ -364,7 +364,7 @@ def load_suite(path: Path) -> SuiteFile:
         UsageError: unreadable, not YAML, or a field is unknown or ill-typed; names file, line and field.
     """
     try:
-        source = read_source(path, tuple(Suite.model_fields))
+        source = read_source(path, tuple(Suite.model_fields), bundled_suites())
     except OSError as error:
         raise UsageError(f"cannot read suite file {path}: {error.strerror}") from error
     try:

@@ -1,7 +1,7 @@
 """Reading a suite file: plain values with the place of every field, and the files that it includes.
 
-A file's ``include`` names others, relative to its own folder.  Their content lies under its own: later files
-over earlier ones and the file itself last, mappings key by key, everything else replaced.
+A file's ``include`` names others, relative to its own folder, or suites that ship.  Their content lies under its
+own: later files over earlier ones and the file itself last, mappings key by key, everything else replaced.
 """
 
 from __future__ import annotations
@@ -51,21 +51,22 @@ class SuiteSource:
     places: dict[Location, Place]
 
 
-def read_source(path: Path, fields: tuple[str, ...]) -> SuiteSource:
+def read_source(path: Path, fields: tuple[str, ...], shipped: Mapping[str, Path] | None = None) -> SuiteSource:
     """Read a suite file and all that it includes.
 
     Args:
         path: the file.
         fields: what a suite has, for messages.
+        shipped: files that may be included by name.
 
     Raises:
         UsageError: a file is unreadable or not YAML, a field is given twice, or files include each other; names
             file and line.
     """
-    return _read(path, fields, ())
+    return _read(path, fields, shipped or {}, ())
 
 
-def _read(path: Path, fields: tuple[str, ...], within: tuple[Path, ...]) -> SuiteSource:
+def _read(path: Path, fields: tuple[str, ...], shipped: Mapping[str, Path], within: tuple[Path, ...]) -> SuiteSource:
     node = _composed(path)
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}:1: a suite file is a mapping with the fields {', '.join((INCLUDE, *fields))}")
@@ -78,16 +79,18 @@ def _read(path: Path, fields: tuple[str, ...], within: tuple[Path, ...]) -> Suit
     if INCLUDE not in content:
         return own
     whole = SuiteSource({}, {})
-    for place, other in _included(own, path, (*within, path)):
+    for place, other in _included(own, path, shipped, (*within, path)):
         try:
-            _overlay(whole, _read(other, fields, (*within, path)))
+            _overlay(whole, _read(other, fields, shipped, (*within, path)))
         except OSError as error:
             raise UsageError(_at(place, f"cannot read {other}: {error.strerror}")) from error
     _overlay(whole, own)
     return whole
 
 
-def _included(own: SuiteSource, path: Path, chain: tuple[Path, ...]) -> list[tuple[Place, Path]]:
+def _included(
+    own: SuiteSource, path: Path, shipped: Mapping[str, Path], chain: tuple[Path, ...]
+) -> list[tuple[Place, Path]]:
     """The files that ``own`` includes, each with where it says so; ``include`` is taken out of its content."""
     names = own.content.pop(INCLUDE)
     at = own.places.pop((INCLUDE,))
@@ -97,7 +100,7 @@ def _included(own: SuiteSource, path: Path, chain: tuple[Path, ...]) -> list[tup
     found = []
     for index, name in enumerate(names):
         place = own.places.pop((INCLUDE, index), at)
-        other = Path(os.path.normpath(path.parent / name))
+        other = shipped.get(name) or Path(os.path.normpath(path.parent / name))
         if other.resolve() in {outer.resolve() for outer in chain}:
             circle = " → ".join(part.name for part in (*chain, other))
             raise UsageError(_at(place, f"{name} includes the file that includes it: {circle}"))

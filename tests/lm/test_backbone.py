@@ -82,7 +82,7 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
         load_backbone(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="needs a path"):
         read_source(BackboneParams(source="gguf"))
-    with pytest.raises(DamagedFileError, match="does not exist"):
+    with pytest.raises(DamagedFileError, match=r"does not exist; mend the path$"):
         source_fingerprint(BackboneParams(source="gguf", path=str(tmp_path / "x.gguf")))
     (tmp_path / "bad.gguf").write_bytes(b"no model")
     with pytest.raises(DamagedFileError, match="cannot be read"):

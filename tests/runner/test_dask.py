@@ -45,12 +45,17 @@ def never(_: Event) -> bool:
 
 
 def go(
-    suite: Path | str, root: Path, address: str | None, display: Watcher | None = None, workers: int = 1
+    suite: Path | str,
+    root: Path,
+    address: str | None,
+    display: Watcher | None = None,
+    workers: int = 1,
+    stop_after: str | None = None,
 ) -> tuple[Session, list[str]]:
     said: list[str] = []
     folders = Folders(root / "runs", root / "cache", root / "mlruns", root / "results")
     shown = display or Watcher(never, lambda: None)
-    frontend = Frontend(lambda _: shown, lambda: (), said.append, Execution(dask=address))
+    frontend = Frontend(lambda _: shown, lambda: (), said.append, Execution(dask=address, stop_after=stop_after))
     return run(Request(str(suite), "cpu"), folders, "missing", workers, frontend), said
 
 
@@ -159,6 +164,23 @@ def test_a_worker_that_does_not_see_the_store_gets_parcels_and_sends_some(
     for cell in here:
         files = [tmp_path / place / "cells" / cell / "metrics.json" for place in ("runs", "apart/store")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_pieces_of_a_run_come_to_the_same_bits(write_suite: WriteSuite, tmp_path: Path, cluster: Cluster) -> None:
+    suite = write_suite()
+    cluster.worker("one")
+    cluster.worker("apart", FLR_BENCH_WORKER_DIR=str(tmp_path / "apart"))
+    # The timer's signal, once the first cell is done.
+    display = Watcher(lambda event: event.kind == "done", lambda: signal.raise_signal(signal.SIGALRM))
+    first, _ = go(suite, tmp_path / "dask", cluster.address, display, stop_after="1h")
+    assert first.piece is not None
+    assert 1 <= first.piece.gained < 18
+    second, _ = go(suite, tmp_path / "dask", cluster.address, stop_after="1h")
+    assert second.piece is None
+    assert set(second.outcome.done) == set(first.piece.missing)
+    go(suite, tmp_path / "here", None)
+    assert rankings(tmp_path / "dask") == rankings(tmp_path / "here")
 
 
 @pytest.mark.slow

@@ -91,6 +91,18 @@ def test_mistakes_in_included_files_are_named_where_they_stand(
     assert refused(path, tmp_path).startswith(expected)
 
 
+def test_a_suite_that_ships_is_included_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("version: mine@1\ninclude: [main]\nprofiles:\n  cpu: {test_examples: 7}\n")
+    main, mine = load_suite(bundled_suites()["main"]).suite, load_suite(path).suite
+    assert mine.recommenders == main.recommenders
+    assert mine.profiles["cpu"] == main.profiles["cpu"].model_copy(update={"test_examples": 7})
+    assert mine.version == "mine@1"
+    path.write_text("version: mine@1\ninclude: [mian]\n")
+    with pytest.raises(UsageError, match=r"mine.yaml:2: include\[0\]: cannot read .*mian: No such file"):
+        load_suite(path)
+
+
 def test_a_grid_makes_a_row_per_point_and_no_new_cell_where_nothing_differs(
     write_suite: WriteSuite, tmp_path: Path
 ) -> None:
