@@ -273,6 +273,13 @@ def test_figures_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.M
     assert "Left out, to keep the page small: Quality." in text
 
 
+def test_a_simple_rule_that_leads_is_called_one(tmp_path: Path) -> None:
+    root = store(tmp_path / "runs")
+    replaced(root, {"popularity": 0.9, "sasrec": 0.1, NASTY: 0.15, "flr · sft · plain": 0.1, "noise_thought": 0.02})
+    best = answered(root, tmp_path / "page.html").sentences[0]
+    assert "that of popularity (a simple rule: no model that was trained has more), 0.9000" in best
+
+
 # ---------------------------------------------------------------- figures
 @pytest.mark.parametrize(
     "foreign",

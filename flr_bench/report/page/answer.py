@@ -170,9 +170,9 @@ def _best(view: SuiteView, data: str, leader: Standing | None, standings: Sequen
         return f"On {data} no row has all its runs yet, so nothing can be said of which method is best."
     found = quality(view, leader.row, data, view.primary)
     between = "" if found is None else f" (95 % interval {number(found.low, 4)} to {number(found.high, 4)})"
-    said = (
-        f"On {data} the highest mean {metric} is that of {leader.row.label}, {number(leader.mean or 0.0, 4)}{between}"
-    )
+    rule = " (a simple rule: no model that was trained has more)" if leader.row.family == "floor" else ""
+    mean = f"{number(leader.mean or 0.0, 4)}{between}"
+    said = f"On {data} the highest mean {metric} is that of {leader.row.label}{rule}, {mean}"
     others = [s for s in standings if s is not leader]
     open_ = [s.row.label for s in others if s.mean is not None and not s.is_ruled_out]
     missing = sum(s.mean is None for s in others)
