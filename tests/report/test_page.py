@@ -21,10 +21,10 @@ from flr_bench.evaluation.metrics import metric_at
 from flr_bench.report import write_tables
 from flr_bench.report.figures import FIGURES
 from flr_bench.report.page import answer as answers
-from flr_bench.report.page import published_pages, write_report
-from flr_bench.report.page.pictures import picture
+from flr_bench.report.page import published_pages, report_page, write_report
+from flr_bench.report.page.pictures import Picture, picture
 from flr_bench.report.page.sources import choose
-from flr_bench.report.reading import StoreReader
+from flr_bench.report.reading import StoreReader, SuiteView
 from tests.report.synthetic_store import MAIN_ROWS, RowSpec, SyntheticSuite, drop_rank, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,6 +278,25 @@ def test_a_simple_rule_that_leads_is_called_one(tmp_path: Path) -> None:
     replaced(root, {"popularity": 0.9, "sasrec": 0.1, NASTY: 0.15, "flr · sft · plain": 0.1, "noise_thought": 0.02})
     best = answered(root, tmp_path / "page.html").sentences[0]
     assert "that of popularity (a simple rule: no model that was trained has more), 0.9000" in best
+
+
+def test_a_limit_is_that_of_the_whole_page_and_every_data_set_has_its_first_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def several(_: SuiteView, data: str, *names: object) -> list[Picture]:
+        kinds = () if names else (("curves", 40_000), ("quality", 9_000), ("contrasts", 9_000))
+        svg = SVG.format('<path d="{}"/>')
+        return [picture(kind, data, kind, "It is", svg.format("1" * size).encode()) for kind, size in kinds]
+
+    monkeypatch.setattr("flr_bench.report.page.drawing.drawn", several)
+    out = tmp_path / "page.html"
+    sources = choose(store(tmp_path / "runs", data=("one", "two")), tmp_path / "none", "main", "cpu", out)
+    bare = len(report_page(sources, 0).encode())
+    text = report_page(sources, bare + 32_000)
+    assert len(text.encode()) <= bare + 32_000
+    assert re.findall(r'id="figure-([\w-]+)"', text) == ["one-quality", "one-contrasts", "two-quality"]
+    assert "keep the page small: curves." in text
+    assert "keep the page small: curves, contrasts." in text
 
 
 # ---------------------------------------------------------------- figures

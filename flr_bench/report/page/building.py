@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from flr_bench.report.captions import caption, missing_notes
 from flr_bench.report.claims import beats_all_notes, interval_words
 from flr_bench.report.data_view import Section, leakage_section, preparation_section, size_section, terms_section
+from flr_bench.report.figures import FIGURES
 from flr_bench.report.page import about
 from flr_bench.report.page.answer import Answer, answer, other_contrasts, taken_out
 from flr_bench.report.page.pictures import Picture
@@ -73,6 +74,11 @@ class DataPart:
     left_out: tuple[str, ...]
     facts: tuple[Section, ...]
 
+    def with_pictures(self, keys: Collection[str]) -> DataPart:
+        """The same with the figures of those keys alone, the others named."""
+        kept = tuple(one for one in self.pictures if one.key in keys)
+        return replace(self, pictures=kept, left_out=tuple(one.title for one in self.pictures if one.key not in keys))
+
     def pictured(self, *names: str) -> tuple[Picture, ...]:
         """The figures of those names."""
         return tuple(p for p in self.pictures if p.name in names)
@@ -106,15 +112,25 @@ def write_report(runs: Path, results: Path, suite: str, profile: str, out: Path)
     return write_file(out, text.encode(), "--out"), sources[0].origin
 
 
-def report_page(sources: Sequence[Source]) -> str:
-    """The page as HTML: one suite, on one data set or several; the same sources give the same bytes."""
+def report_page(sources: Sequence[Source], limit: int | None = None) -> str:
+    """The page as HTML: one suite, on one data set or several; the same sources give the same bytes.
+
+    Args:
+        sources: the suite on its own data, then on other data.
+        limit: bytes of the page; figures that do not fit are named instead.  ``None``: of figures alone,
+            :data:`MOST_PICTURES`.
+    """
+    parts = [_data_part(source, data) for source in sources for data in source.view.data]
+    bare = 0 if limit is None else len(_page(sources, [part.with_pictures(()) for part in parts]).encode())
+    kept = _within([one for part in parts for one in part.pictures], MOST_PICTURES if limit is None else limit - bare)
+    return _page(sources, [part.with_pictures(kept) for part in parts])
+
+
+def _page(sources: Sequence[Source], parts: Sequence[DataPart]) -> str:
     view = sources[0].view
-    placed = [(source, data) for source in sources for data in source.view.data]
-    room = MOST_PICTURES // max(len(placed), 1)
     varies = reference_row(view) is not None
-    parts = [_data_part(source, data, room) for source, data in placed]
-    suites = list({suite.version: suite for source in sources for suite in (source.view, *source.varying)}.values())
-    places = {suite.version: source for source in sources for suite in (source.view, *source.varying)}
+    places = {suite.version: (suite, source) for source in sources for suite in (source.view, *source.varying)}
+    suites = [suite for suite, _ in places.values()]
     environments = about.joined([one for source in sources for one in source.environments])
     return rendered(
         "report.html",
@@ -130,7 +146,7 @@ def report_page(sources: Sequence[Source]) -> str:
         settings=about.settings_lines(view),
         environments=about.environment_table(environments),
         commands=about.commands(suites, environments),
-        cells=[(suite.version, about.cell_lines(suite, places[suite.version].address)) for suite in suites],
+        cells=[(suite.version, about.cell_lines(suite, source.address)) for suite, source in places.values()],
         origin=sources[0].origin,
         left_out=list(dict.fromkeys(name for source in sources for name in source.left_out)),
     )
@@ -147,12 +163,11 @@ VARYING_QUESTION = (
 )
 
 
-def _data_part(source: Source, data: str, room: int) -> DataPart:
+def _data_part(source: Source, data: str) -> DataPart:
     view, seconds = source.view, partial(source.seconds, data)
     metric = metric_title(view.primary)
     own = [view] if reference_row(view) else []
     found = answer(view, data, next(iter([*own, *source.taken_apart(data)]), None), seconds)
-    kept, left_out = _within(source.pictures(data), room)
     manifest = (view.record.get("data_manifests") or {}).get(data) or {}
     rivals = None
     if found.rivals:
@@ -176,8 +191,8 @@ def _data_part(source: Source, data: str, room: int) -> DataPart:
         published=figures_table(view, data),
         notes=beats_all_notes(view, found.rivals),
         missing=missing_notes(view, data),
-        pictures=kept,
-        left_out=left_out,
+        pictures=tuple(source.pictures(data)),
+        left_out=(),
         facts=tuple(make(manifest) for make in (size_section, preparation_section, leakage_section, terms_section)),
     )
 
@@ -210,13 +225,12 @@ def _taken_out(suite: SuiteView, data: str, metric: str) -> Table:
     )  # fmt: skip
 
 
-def _within(pictures: Sequence[Picture], room: int) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
-    """The figures that fit, the one beside the answer first; and the titles of the others."""
-    kept: list[Picture] = []
-    left_out = []
-    for one in sorted(pictures, key=lambda p: p.name != FIRST):
-        if sum(p.size for p in kept) + one.size <= room:
-            kept.append(one)
-        else:
-            left_out.append(one.title)
-    return tuple(kept), tuple(left_out)
+def _within(pictures: Sequence[Picture], room: int) -> frozenset[str]:
+    """Keys of the figures that fit: of every data set the one beside the answer first, then in the order of kinds."""
+    kinds = (FIRST, *FIGURES)
+    kept: set[str] = set()
+    for one in sorted(pictures, key=lambda p: kinds.index(p.name) if p.name in kinds else len(kinds)):
+        if one.size <= room:
+            kept.add(one.key)
+            room -= one.size
+    return frozenset(kept)

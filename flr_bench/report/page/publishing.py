@@ -11,6 +11,8 @@ from flr_bench.report.page.sources import published_sources
 SUITE = "main"
 """The suite that puts the question; its runs on other data sets are on its page."""
 FOLDER = "report"
+LIMIT = 2**20
+"""Bytes of a published page, as of every published file; ``flr-bench report`` has the figures that do not fit."""
 
 
 def published_pages(results: Path) -> dict[Path, bytes]:
@@ -27,5 +29,5 @@ def published_pages(results: Path) -> dict[Path, bytes]:
             sources = published_sources(manifest.parent)
         except UsageError:  # written while cells were missing: its tables say so, and there is no answer yet
             continue
-        pages[results / FOLDER / f"{SUITE}-{manifest.parent.name}.html"] = report_page(sources).encode()
+        pages[results / FOLDER / f"{SUITE}-{manifest.parent.name}.html"] = report_page(sources, LIMIT).encode()
     return pages
