@@ -25,7 +25,6 @@ MEASURED = (
     Column(ENERGY, "Energy kJ", "mean", digits=2),
 )
 """The columns of what was measured; energy and tokens only where something tells them."""
-
 FOR_SOME = (TRAIN_RATE, RANK_RATE, ENERGY)
 HOW_COUNTED = (
     "Tokens are those of prompts and titles of the training examples, once an epoch and stage, and of the ranked "
@@ -89,7 +88,7 @@ def _figures(view: SuiteView, row: Row, data: str, *, energy: bool) -> dict[str,
 
 
 def _entry(found: SeedValues, name: str) -> Entry:
-    """The mean over seeds; blank where no run tells it and no other row's run needs to."""
+    """The mean over seeds; blank, not a gap, where it is told of some rows only and none of these runs tells it."""
     return Entry() if name in FOR_SOME and not found.values else mean_entry(found)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -106,15 +107,11 @@ class PublishedReader(StoreReader):
     Args:
         folder: holds ``ranks.parquet`` or its numbered parts.
         manifest: the folder's manifest.
-
-    Raises:
-        DamagedFileError: the ranks cannot be read.
     """
 
     def __init__(self, folder: Path, manifest: Json) -> None:
-        """Read all ranks; nothing is read later."""
+        """Take what the manifest says; ranks are read, all at once, when the first are asked for."""
         self.root = folder
-        self._ranks = _read_all(folder)
         self._cells = {
             entry["rank"]: _cell(entry["rank"], folder, entry)
             for row in manifest["rows"]
@@ -135,11 +132,15 @@ class PublishedReader(StoreReader):
         """The ranks of the targets.
 
         Raises:
-            DamagedFileError: they were not published.
+            DamagedFileError: they were not published, or cannot be read.
         """
-        if cell_hash not in self._ranks:
+        if cell_hash not in self._published:
             raise DamagedFileError(f"{self.root} has no ranks of cell {cell_hash}; get the folder anew")
-        return self._ranks[cell_hash]
+        return self._published[cell_hash]
+
+    @cached_property
+    def _published(self) -> dict[str, Ranks]:
+        return _read_all(self.root)
 
 
 def _cell(name: str, folder: Path, figures: Json, training: Json | None = None) -> Cell:
@@ -198,7 +199,6 @@ def _check_summaries(folder: Path, view: SuiteView) -> None:
 
 def _read_all(folder: Path) -> dict[str, Ranks]:
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from flr_bench.evaluation.strata import STRATA
@@ -207,16 +207,16 @@ def _read_all(folder: Path) -> dict[str, Ranks]:
     try:
         for path in sorted(folder.glob("ranks*.parquet")):
             table = pq.read_table(path, partitioning=None)
-            for cell in table.column("cell").unique().to_pylist():
-                part = table.filter(pc.field("cell") == cell).sort_by("example")
-                columns = {name: part.column(name).to_numpy() for name in part.column_names if name != "cell"}
-                out[str(cell)] = Ranks(
-                    columns["example"].astype(np.int64),
-                    columns["user"].astype(np.int64),
-                    columns["rank_item"].astype(np.int32),
-                    columns["rank_title"].astype(np.int32),
-                    {name: columns[name].astype(np.str_) for name in STRATA if name in columns},
-                )
+            kinds = {"example": np.int64, "user": np.int64, "rank_item": np.int32, "rank_title": np.int32}
+            kinds |= dict.fromkeys((name for name in STRATA if name in table.column_names), np.str_)
+            cells = table.column("cell").to_numpy().astype(np.str_)
+            order = np.lexsort((table.column("example").to_numpy(), cells))
+            columns = {name: table.column(name).to_numpy().astype(kind)[order] for name, kind in kinds.items()}
+            names, starts = np.unique(cells[order], return_index=True)
+            for cell, start, stop in zip(names, starts, [*starts[1:], len(order)], strict=True):
+                own = {name: column[start:stop] for name, column in columns.items()}
+                strata = {name: own[name] for name in STRATA if name in own}
+                out[str(cell)] = Ranks(own["example"], own["user"], own["rank_item"], own["rank_title"], strata)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DamagedFileError(f"the ranks in {folder} cannot be read ({error}); get the folder anew") from error
     return out

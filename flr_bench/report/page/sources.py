@@ -124,8 +124,8 @@ def published_sources(folder: Path) -> list[Source]:
 
 def _is_elsewhere(record: Json, of: SuiteView) -> bool:
     """Whether a suite, by its record or manifest, is another one on other data sets, and nothing else."""
-    options = record.get("options") or ()
-    return record.get("variant_of") == of.name and list(options[::2]) == ["--data"] and of.variant == {}
+    options = list(record.get("options") or ())
+    return record.get("variant_of") == of.name and len(options) == 2 and options[0] == "--data" and not of.variant
 
 
 # ---------------------------------------------------------------- a store
