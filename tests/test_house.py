@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import os
 import re
 import shutil
@@ -257,17 +258,38 @@ def test_readme_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def publish(root: Path, suite: str, data: str, *rows: str, **more: str) -> Path:
+    """Write what the README's tool reads of a published suite; a row labelled ``control`` is one."""
+    folder = root / "results" / suite / "cpu"
+    folder.mkdir(parents=True)
+    labels = [row.partition(",")[0] for row in rows]
+    described = [{"label": label, "control": "noise" if label == "control" else None} for label in labels]
+    manifest = {"suite": f"{suite}@1", "order": [data], "seeds": [0, 1], "rows": described, **more}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "main.csv").write_text("\n".join(["method,ndcg@10,ndcg@10_sd", *rows]))
+    return folder
+
+
 def test_readme_tool_fills_parts_and_names_missing_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = load_tool("update_readme")
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     empty = "\n".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in tool.PARTS)
     assert "<!-- results:begin -->\n<!-- results:end -->" in tool.render(empty)
-    published = tmp_path / "results" / "main" / "cpu"
-    (published / "figures").mkdir(parents=True)
-    (published / "main.md").write_text("| method |\n")
+    published = publish(tmp_path, "main", "ml-100k", "popularity,0.02,", "flr · sft · d3,0.0811,0.003", "control,0.9,")
+    publish(tmp_path, "main-cds", "cds", "popularity,0.0219,", variant_of="main")
+    publish(tmp_path, "ablations", "ml-100k", "flr · sft · d3,0.5,")
+    (published / "figures").mkdir()
     (published / "figures" / "quality.png").touch()
     filled = tool.render(empty)
-    assert "<!-- results:begin -->\n| method |\n\n![" in filled
+    table = """\
+| Method | ml-100k | cds |
+|---|---:|---:|
+| popularity | 0.0200 | **0.0219** |
+| flr · sft · d3 | **0.0811 ± 0.0030** |  |
+"""
+    assert table in filled
+    assert "(2 seeds on ml-100k, 2 seeds on cds)" in filled
+    assert "[cds](results/main-cds/cpu/main.md)" in filled
     assert "(results/main/cpu/figures/quality.png)" in filled
     assert tool.render(filled) == filled
     with pytest.raises(ValueError, match="results:begin"):

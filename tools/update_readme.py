@@ -9,32 +9,94 @@ from __future__ import annotations
 import argparse
 import csv
 import inspect
+import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("results/main/cpu")
-
+METRIC = "ndcg@10"
 
 SEARCHED, BEAMS = "flr · sft+rl", "10"
 """The model and the published number of beams that the README speaks of."""
 
 
 def results() -> str:
-    """The main table without the differences below it, its figure, and what beam search misses, as far as published."""
-    table = ROOT / RESULTS / "main.md"
-    if not table.is_file():
+    """Suite main's primary metric on every data set published, its figure, and what beam search misses."""
+    published = [path.parent for path in sorted(ROOT.glob(f"results/*/{RESULTS.name}/manifest.json"))]
+    columns = [column for folder in published if (column := Column.read(folder)) is not None]
+    if not columns:
         return ""
-    figures = sorted((ROOT / RESULTS / "figures").glob("quality*.png"))
-    shown = (
-        [f"![The main table's numbers with their intervals]({RESULTS / 'figures' / figures[0].name})"]
-        if figures
-        else []
+    figures = [path.relative_to(ROOT) for path in sorted((ROOT / RESULTS / "figures").glob("quality*.png"))]
+    shown = [f"![Intervals of the first column's numbers]({path})" for path in figures[:1]]
+    return "\n\n".join([caption(columns), "\n".join(table(columns)), *shown, *searches()])
+
+
+@dataclass(frozen=True)
+class Column:
+    """Suite main on one data set.
+
+    Attributes:
+        data: name of the data set.
+        path: folder of its tables, relative to the repository.
+        seeds: how many there are.
+        values: label of a row (controls left out) -> mean and standard deviation over seeds, the latter
+            empty for a method without randomness.
+    """
+
+    data: str
+    path: Path
+    seeds: int
+    values: dict[str, tuple[float, str]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Read one published folder; None if it is of another suite."""
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if RESULTS.parent.name not in (manifest["suite"].partition("@")[0], manifest.get("variant_of")):
+            return None
+        controls = {row["label"] for row in manifest["rows"] if row["control"]}
+        rows = csv.DictReader((folder / "main.csv").read_text(encoding="utf-8").splitlines())
+        values = {
+            row["method"]: (float(row[METRIC]), row[f"{METRIC}_sd"])
+            for row in rows
+            if row["method"] not in controls and row[METRIC]
+        }
+        (data,) = manifest["order"]
+        return cls(data, folder.relative_to(ROOT), len(manifest["seeds"]), values)
+
+    def cell(self, label: str) -> str:
+        """The value of one row as text; the best is bold."""
+        if label not in self.values:
+            return ""
+        value, spread = self.values[label]
+        text = f"{value:.4f}" + (f" ± {float(spread):.4f}" if spread else "")
+        return f"**{text}**" if value == max(mean for mean, _ in self.values.values()) else text
+
+
+def caption(columns: Sequence[Column]) -> str:
+    """What the table shows, and where the whole of it is."""
+    seeds = ", ".join(f"{column.seeds} seeds on {column.data}" for column in columns)
+    return (
+        f"{METRIC.upper()} on the test examples, all items of the catalog as candidates: mean ± standard deviation "
+        f"over seeds ({seeds}), the highest mean in bold. After a language model's name: its training (`sft`, or "
+        "`sft+rl`) and its decoding. All metrics, controls, users, budgets and what could have been shown: "
+        + ", ".join(f"[{column.data}]({column.path / 'main.md'})" for column in columns)
+        + "."
     )
-    text = table.read_text(encoding="utf-8").partition("\n### Differences")[0]
-    return "\n\n".join([text.strip(), *shown, *searches()])
+
+
+def table(columns: Sequence[Column]) -> list[str]:
+    """Lines of a table with a row for each method and a column for each data set."""
+    labels = list(dict.fromkeys(label for column in columns for label in column.values))
+    return [
+        "| " + " | ".join(["Method", *(column.data for column in columns)]) + " |",
+        "|---|" + "---:|" * len(columns),
+        *("| " + " | ".join([label, *(column.cell(label) for column in columns)]) + " |" for label in labels),
+    ]
 
 
 def searches() -> list[str]:

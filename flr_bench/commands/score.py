@@ -27,7 +27,13 @@ from flr_bench.commands.options import (
 
 def score(
     data: Annotated[str, typer.Option("--data", help="The data set that was ranked.", autocompletion=complete_data)],
-    ranking: Annotated[Path, typer.Option("--ranking", help="Parquet, CSV or JSON lines; see the README.")],
+    ranking: Annotated[
+        Path,
+        typer.Option(
+            "--ranking",
+            help="Parquet or JSON lines with example and items (keys) or titles, or CSV with example,item[,score].",
+        ),
+    ],
     name: Annotated[str, typer.Option("--name", help="What tables call the method.")],
     suite: SuiteName = "main",
     profile: ProfileName = "cpu",
