@@ -18,7 +18,7 @@ import pytest
 from flr_bench.errors import FlrBenchError, UsageError
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import RunSettings, run_plan
-from flr_bench.runner.plan import make_plan
+from flr_bench.runner.planning import make_plan
 from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.suite import load_suite
 from flr_bench.serving import Served, _load_pyfunc, assemble, fit_of

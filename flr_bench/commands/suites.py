@@ -49,7 +49,7 @@ def suites_show(
 ) -> None:
     """Print a suite as it is after includes and grids, as YAML that can be run."""
     from flr_bench.runner.listing import resolved, resolved_text
-    from flr_bench.runner.plan import check_suite
+    from flr_bench.runner.planning import check_suite
     from flr_bench.runner.suite import find_suite, load_suite
 
     file = load_suite(find_suite(name))

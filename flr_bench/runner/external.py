@@ -248,7 +248,7 @@ def _check_name(request: ScoreRequest) -> None:
 def _prepared(request: ScoreRequest, file: SuiteFile, cache: Path) -> tuple[PreparedData, DataRef]:
     """The data under the suite's recipe, as the suite's own cells have it."""
     from flr_bench.data.prepared import FilterParams, SplitParams, prepare
-    from flr_bench.runner.plan import prepare_data
+    from flr_bench.runner.planned_data import prepare_data
 
     suite, profile = file.suite, file.profile(request.profile)
     names = {f"{name} ({split.name})": name for name in suite.data for split in (profile.splits or ())[1:]}
@@ -322,7 +322,7 @@ def _record_suite(request: ScoreRequest, file: SuiteFile, store: Store, folders:
     Returns:
         What the user should know of.
     """
-    from flr_bench.runner.plan import make_plan
+    from flr_bench.runner.planning import make_plan
 
     path = store.suite_path(file.suite.version, request.profile)
     if path.is_file():

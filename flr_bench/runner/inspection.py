@@ -20,7 +20,7 @@ from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Cell, FitCell, RankCell
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.execute import Outcome, run_plan
-from flr_bench.runner.plan import SEPARATOR, Plan, Row, closure, estimate
+from flr_bench.runner.plan import SEPARATOR, Plan, Row, closure
 from flr_bench.runner.progress import clock
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run_settings
 from flr_bench.runner.store import Store, read_json, write_json
@@ -236,7 +236,7 @@ def announcement(plan: SearchPlan, store: Store, workers: int) -> list[str]:
         )
     if lost:
         lines.append(f"{len(lost)} models are no longer in the store and are made again: {_named(lost)}")
-    others = estimate([cell for cell in missing if not isinstance(cell, RankCell)], store, workers)
+    others = _estimate([cell for cell in missing if not isinstance(cell, RankCell)], store, workers)
     seconds = [_seconds(cell, past) for past in [_past_rankings(store)] for cell in rankings]
     unknown = others.unknown + seconds.count(None)
     if unknown == len(missing):
@@ -244,6 +244,29 @@ def announcement(plan: SearchPlan, store: Store, workers: int) -> list[str]:
     total = others.seconds + sum(known for known in seconds if known is not None) / max(workers, 1)
     rest = f"; {unknown} of {len(missing)} cells have no past to go by" if unknown else ""
     return [*lines, f"about {clock(total)} on {workers} workers, going by past cells{rest}"]
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """How long the missing cells may take, from past cells.
+
+    Attributes:
+        seconds: of all missing cells whose like have run, on the given number of workers.
+        unknown: missing cells of which nothing alike has run.
+    """
+
+    seconds: float
+    unknown: int
+
+
+def _estimate(cells: Iterable[Cell], store: Store, workers: int) -> _Estimate:
+    """Add up the median seconds of past cells with the same cost key."""
+    past = {key: median(seconds) for key, seconds in store.seconds_by_cost().items()}
+    keys = [cell.cost_key for cell in cells]
+    return _Estimate(
+        seconds=sum(past.get(key, 0.0) for key in keys) / max(workers, 1),
+        unknown=sum(key not in past for key in keys),
+    )
 
 
 Past = Mapping[tuple[str, ...], Sequence[float]]

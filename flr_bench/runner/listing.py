@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from flr_bench.errors import FlrBenchError
-from flr_bench.runner.plan import check_suite
+from flr_bench.runner.planning import check_suite
 from flr_bench.runner.suite import SuiteFile, bundled_suites, load_suite
 from flr_bench.runner.tuned import with_tuned
 

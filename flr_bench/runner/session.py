@@ -17,7 +17,8 @@ from flr_bench.runner.execute import Mode, Observer, Outcome, RunSettings, cells
 from flr_bench.runner.executors import visible_gpus, worker_count
 from flr_bench.runner.limits import Limits, available_memory, parse_bytes, parse_memory, parse_seconds
 from flr_bench.runner.pieces import Beginning, Piece
-from flr_bench.runner.plan import Plan, Selection, closure, make_plan, refuse_missing
+from flr_bench.runner.plan import Plan, closure, refuse_missing
+from flr_bench.runner.planning import Selection, make_plan
 from flr_bench.runner.progress import Display
 from flr_bench.runner.store import Store, ensure_writable, read_json, write_json
 from flr_bench.runner.suite import Profile, find_suite, load_suite, parse_seeds, split_names

@@ -11,7 +11,8 @@ from typing import Any
 
 from flr_bench.runner.cell import Cell
 from flr_bench.runner.differences import Change, changes, field_changes
-from flr_bench.runner.plan import Row, closure, rows_without_data
+from flr_bench.runner.plan import Row, closure
+from flr_bench.runner.planning import rows_without_data
 from flr_bench.runner.suite import SuiteFile, resolve_seeds
 from flr_bench.runner.tuned import with_tuned
 

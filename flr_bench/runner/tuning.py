@@ -28,7 +28,8 @@ from flr_bench.runner.claims import Claims
 from flr_bench.runner.convergence import until_converged
 from flr_bench.runner.execute import RunSettings, run_plan
 from flr_bench.runner.executors import cores
-from flr_bench.runner.plan import Plan, Row, closure, make_plan
+from flr_bench.runner.plan import Plan, Row, closure
+from flr_bench.runner.planning import make_plan
 from flr_bench.runner.progress import Display
 from flr_bench.runner.provenance import environment
 from flr_bench.runner.pruning import epoch_values, pruned_after

@@ -35,7 +35,8 @@ from flr_bench.data.watching import bytes_read, shown_reading
 from flr_bench.errors import DamagedFileError, DataError, FlrBenchError, UnknownNameError, UsageError
 from flr_bench.interface import Params
 from flr_bench.registry import SOURCES
-from flr_bench.runner.plan import make_plan, prepare_data
+from flr_bench.runner.planned_data import prepare_data
+from flr_bench.runner.planning import make_plan
 from flr_bench.runner.suite import SuiteFile, load_suite
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,8 @@ import pytest
 from flr_bench.errors import UsageError
 from flr_bench.runner.differences import changes, field_changes
 from flr_bench.runner.explaining import Sources, explain
-from flr_bench.runner.plan import Plan, make_plan
+from flr_bench.runner.plan import Plan
+from flr_bench.runner.planning import make_plan
 from flr_bench.runner.store import Store
 from flr_bench.runner.suite import bundled_suites, load_suite
 from flr_bench.runner.suite_diff import Side, SuiteDiff, compare

@@ -11,7 +11,8 @@ import yaml
 from flr_bench.errors import UnknownNameError, UsageError
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import FitCell, RankCell, canonical_json
-from flr_bench.runner.plan import Plan, Selection, make_plan
+from flr_bench.runner.plan import Plan
+from flr_bench.runner.planning import Selection, make_plan
 from flr_bench.runner.suite import bundled_suites, load_suite
 
 WriteSuite = Callable[..., Path]

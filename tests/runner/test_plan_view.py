@@ -14,8 +14,9 @@ from flr_bench.runner.calibrate import calibrate
 from flr_bench.runner.cell import FitCell, PrepareCell, RankCell
 from flr_bench.runner.claims import Identity
 from flr_bench.runner.outlook import PastCost, keep_calibrations, outlook, past_costs, purchase
-from flr_bench.runner.plan import Plan, Selection, make_plan
+from flr_bench.runner.plan import Plan
 from flr_bench.runner.plan_view import PlanView, purchase_text, seeds_option
+from flr_bench.runner.planning import Selection, make_plan
 from flr_bench.runner.store import Store
 from flr_bench.runner.suite import load_suite, parse_seeds
 from tests.runner.finished import finish

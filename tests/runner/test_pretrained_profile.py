@@ -11,7 +11,7 @@ import pytest
 from flr_bench.errors import DamagedFileError
 from flr_bench.lm.backbone import Backbone, BackboneParams, save_backbone, scratch_model, train_tokenizer
 from flr_bench.runner.comparison import compare_cells
-from flr_bench.runner.plan import make_plan
+from flr_bench.runner.planning import make_plan
 from flr_bench.runner.suite import bundled_suites, load_suite
 from tests.kills import Course, events
 

@@ -20,7 +20,8 @@ from flr_bench.data.imports import import_data, make_source
 from flr_bench.registry import PREPARERS
 from flr_bench.runner.cell import FitCell, canonical_json
 from flr_bench.runner.listing import resolved, resolved_text, summarise
-from flr_bench.runner.plan import Plan, make_plan
+from flr_bench.runner.plan import Plan
+from flr_bench.runner.planning import make_plan
 from flr_bench.runner.suite import SuiteFile, bundled_suites, load_suite
 
 SWEEPS = ("backbone", "controls", "decoding", "factors", "paper", "regularizers", "rl", "steps")

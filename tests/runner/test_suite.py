@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flr_bench.errors import FlrBenchError, UnknownNameError, UsageError
-from flr_bench.runner.plan import make_plan
+from flr_bench.runner.planning import make_plan
 from flr_bench.runner.suite import find_suite, load_suite, parse_seeds, resolve_seeds
 from flr_bench.runner.suite_source import merged
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flr_bench.errors import UsageError
-from flr_bench.runner.plan import Plan, check_suite, make_plan
+from flr_bench.runner.plan import Plan
+from flr_bench.runner.planning import check_suite, make_plan
 from flr_bench.runner.suite import bundled_suites, load_suite, split_names
 
 WriteSuite = Callable[..., Path]
