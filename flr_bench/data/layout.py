@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from flr_bench.data.reading import Readable
+    from flr_bench.data.opening import Readable
 
 __all__ = ["ColumnLayout", "Fault", "FileLayout", "RowRule", "Severity"]
 

@@ -16,20 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flr_bench.data import reading
+from flr_bench.data import delimited
+from flr_bench.data.assembly import Notes, assemble, distinct_items, parse_times
 from flr_bench.data.coded import CodedData
-from flr_bench.data.reading import (
-    Layout,
-    Notes,
-    _readable_as,
-    assemble,
-    distinct_items,
-    parse_times,
-    read_delimited,
-    read_json_lines,
-    sniff,
-)
+from flr_bench.data.delimited import _readable_as, read_delimited
+from flr_bench.data.sniffing import Layout, sniff
 from flr_bench.data.sources.table import Table, TableOptions
+from flr_bench.data.table_json import read_json_lines
 from flr_bench.errors import DataError, FlrBenchError
 
 NAMES = ("user", "item", "timestamp", "title")
@@ -240,7 +233,7 @@ def test_json_lines_are_read_right_or_refused_in_one_line(objects: list[dict[str
 
 
 def test_blocks_share_one_numbering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_BLOCK", 256)
+    monkeypatch.setattr(delimited, "BLOCK", 256)
     rng = np.random.default_rng(0)
     users, items = rng.integers(0, 40, 3000), rng.integers(0, 25, 3000)
     lines = "".join(f'u{user},"i\n{item}",{row}\n' for row, (user, item) in enumerate(zip(users, items, strict=True)))
@@ -280,7 +273,7 @@ def test_a_delimiter_of_two_characters_across_reads(tmp_path: Path, monkeypatch:
     path = tmp_path / "log"
     path.write_text("".join(f"{'x' * (row % 5)}{row}::b{row}::{row}\n" for row in range(400)))
     for size in (7, 64, 65):
-        monkeypatch.setattr(reading, "_BLOCK", 64 + size)
+        monkeypatch.setattr(delimited, "BLOCK", 64 + size)
         table = read_delimited(path, {"b": "key", "c": "time"}, delimiter="::", header=("a", "b", "c"))
         assert table["b"].to_pylist() == [f"b{row}" for row in range(400)]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from flr_bench.data.reading import ColumnKind
+    from flr_bench.data.columns import ColumnKind
 
 
 @SOURCES.register("amazon_2018")
@@ -61,7 +61,7 @@ class Amazon2018(AmazonReviews):
     def _read_reviews(self, layout: FileLayout) -> pa.Table:
         if layout.format == "json_lines":
             return super()._read_reviews(layout)
-        from flr_bench.data.reading import read_delimited
+        from flr_bench.data.delimited import read_delimited
 
         header = [column.name for column in layout.columns]
         kinds: dict[str, ColumnKind] = dict(zip(header, ("key", "key", "number", "time"), strict=True))

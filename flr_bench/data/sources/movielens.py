@@ -8,24 +8,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from flr_bench.data.assembly import Notes, Place, assemble, distinct_items, noted_times, ratings_of
+from flr_bench.data.delimited import place_of, read_delimited
 from flr_bench.data.layout import ColumnLayout, FileLayout
-from flr_bench.data.reading import (
-    Layout,
-    Notes,
-    Place,
-    Readable,
-    ZipMember,
-    as_file_layout,
-    assemble,
-    distinct_items,
-    noted_times,
-    open_binary,
-    place_of,
-    ratings_of,
-    read_delimited,
-    sniff,
-    sniff_leniently,
-)
+from flr_bench.data.opening import Readable, ZipMember, open_binary
+from flr_bench.data.sniffing import Layout, as_file_layout, sniff, sniff_leniently
 from flr_bench.data.sources import Source
 from flr_bench.errors import DamagedFileError, DataError
 from flr_bench.interface import Params

@@ -8,25 +8,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from flr_bench.data.assembly import Notes, Untitled, assemble, distinct_items, noted_times, ratings_of, shown
+from flr_bench.data.columns import ColumnKind, nearest
+from flr_bench.data.delimited import place_of, read_delimited
 from flr_bench.data.layout import ColumnLayout, FileLayout, Severity
-from flr_bench.data.reading import (
-    ColumnKind,
-    Layout,
-    Notes,
-    Quoting,
-    Untitled,
-    as_file_layout,
-    assemble,
-    distinct_items,
-    nearest,
-    noted_times,
-    place_of,
-    ratings_of,
-    read_delimited,
-    shown,
-    sniff,
-    sniff_leniently,
-)
+from flr_bench.data.sniffing import Layout, Quoting, as_file_layout, sniff, sniff_leniently
 from flr_bench.data.sources import Source
 from flr_bench.errors import DataError
 from flr_bench.interface import Params

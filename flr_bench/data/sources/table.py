@@ -9,27 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from flr_bench.data.assembly import Notes, Place, Untitled, assemble, distinct_items, noted_times, ratings_of
+from flr_bench.data.columns import ColumnKind
+from flr_bench.data.delimited import place_of, read_delimited
 from flr_bench.data.layout import ColumnLayout, FileLayout, Severity
-from flr_bench.data.reading import (
-    ColumnKind,
-    Notes,
-    Place,
-    Quoting,
-    Untitled,
-    as_file_layout,
-    assemble,
-    distinct_items,
-    json_place_of,
-    noted_times,
-    place_of,
-    ratings_of,
-    read_delimited,
-    read_json_lines,
-    read_parquet,
-    sniff,
-    sniff_leniently,
-)
+from flr_bench.data.parquet import read_parquet
+from flr_bench.data.sniffing import Quoting, as_file_layout, sniff, sniff_leniently
 from flr_bench.data.sources import Source
+from flr_bench.data.table_json import json_place_of, read_json_lines
 from flr_bench.errors import DataError
 from flr_bench.interface import Params
 from flr_bench.registry import SOURCES
