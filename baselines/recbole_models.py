@@ -1,4 +1,4 @@
-"""SASRec, BERT4Rec, GRU4Rec and Caser: RecBole's model classes, trained on our examples.
+"""One training loop around RecBole's sequential models; a method around one of them is a file of its own.
 
 Only the ``torch.nn`` models are RecBole's.  Rankings run them as they are; training computes the same functions, but
 only where they are read (:mod:`baselines.passes.sequential`).  RecBole's configuration, data files, samplers, trainer
@@ -45,7 +45,6 @@ from flr_bench.interface import (
     Split,
     top_k,
 )
-from flr_bench.registry import RECOMMENDERS
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +55,8 @@ PROGRESS_SECONDS = 0.2
 USER, ITEM, LIST, LENGTH, NEGATIVE = "user_id", "item_id", "_list", "item_length", "neg_"
 
 
-def _search(**bounds: Any) -> dict[str, Any]:
+def search(**bounds: Any) -> dict[str, Any]:
+    """What a parameter's field says about the space that tuning searches: ``low``, ``high``, ``log`` or ``choices``."""
     return {"search": bounds}
 
 
@@ -64,10 +64,10 @@ class SequentialParams(Params):
     """Training parameters that the four models share; the defaults are RecBole's, except the batch size."""
 
     learning_rate: float = Field(
-        default=1e-3, gt=0, description="Adam's step size", json_schema_extra=_search(low=1e-4, high=1e-2, log=True)
+        default=1e-3, gt=0, description="Adam's step size", json_schema_extra=search(low=1e-4, high=1e-2, log=True)
     )
     batch_size: int = Field(
-        default=512, ge=1, description="examples per step", json_schema_extra=_search(choices=[128, 256, 512, 1024])
+        default=512, ge=1, description="examples per step", json_schema_extra=search(choices=[128, 256, 512, 1024])
     )
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty in Adam's gradient")
     loss_type: Literal["CE", "BPR"] = Field(
@@ -80,14 +80,14 @@ class TransformerParams(SequentialParams):
     """Architecture of RecBole's transformer models."""
 
     n_layers: int = Field(
-        default=2, ge=1, description="transformer layers", json_schema_extra=_search(choices=[1, 2, 3])
+        default=2, ge=1, description="transformer layers", json_schema_extra=search(choices=[1, 2, 3])
     )
     n_heads: int = Field(default=2, ge=1, description="attention heads; divides hidden_size")
     hidden_size: int = Field(
         default=64,
         ge=1,
         description="width of item embeddings and layers",
-        json_schema_extra=_search(choices=[64, 128]),
+        json_schema_extra=search(choices=[64, 128]),
     )
     inner_size: int = Field(default=256, ge=1, description="width inside the feed-forward layers")
     hidden_act: Literal["gelu", "relu", "swish", "tanh", "sigmoid"] = Field(
@@ -95,89 +95,6 @@ class TransformerParams(SequentialParams):
     )
     layer_norm_eps: float = Field(default=1e-12, gt=0, description="added to the variance in layer norms")
     initializer_range: float = Field(default=0.02, gt=0, description="standard deviation of the initial weights")
-
-
-class SASRecParams(TransformerParams):
-    """Parameters of :class:`SASRec`."""
-
-    hidden_dropout_prob: float = Field(
-        default=0.5, ge=0, lt=1, description="dropout of hidden states", json_schema_extra=_search(low=0.1, high=0.6)
-    )
-    attn_dropout_prob: float = Field(
-        default=0.5,
-        ge=0,
-        lt=1,
-        description="dropout of attention weights",
-        json_schema_extra=_search(low=0.1, high=0.6),
-    )
-
-
-class BERT4RecParams(TransformerParams):
-    """Parameters of :class:`BERT4Rec`."""
-
-    hidden_dropout_prob: float = Field(
-        default=0.2, ge=0, lt=1, description="dropout of hidden states", json_schema_extra=_search(low=0.1, high=0.6)
-    )
-    attn_dropout_prob: float = Field(
-        default=0.2,
-        ge=0,
-        lt=1,
-        description="dropout of attention weights",
-        json_schema_extra=_search(low=0.1, high=0.6),
-    )
-    mask_ratio: float = Field(
-        default=0.2,
-        gt=0,
-        lt=1,
-        description="probability that an item of history and target is masked",
-        json_schema_extra=_search(low=0.1, high=0.6),
-    )
-    ft_ratio: float = Field(
-        default=0.5, ge=0, le=1, description="share of batches in which the target alone is masked, as at ranking"
-    )
-
-
-class GRU4RecParams(SequentialParams):
-    """Parameters of :class:`GRU4Rec`."""
-
-    embedding_size: int = Field(
-        default=64, ge=1, description="width of item embeddings", json_schema_extra=_search(choices=[64, 128])
-    )
-    hidden_size: int = Field(
-        default=128,
-        ge=1,
-        description="width of the recurrent state",
-        json_schema_extra=_search(choices=[64, 128, 256]),
-    )
-    num_layers: int = Field(default=1, ge=1, description="recurrent layers", json_schema_extra=_search(choices=[1, 2]))
-    dropout_prob: float = Field(
-        default=0.3, ge=0, lt=1, description="dropout of embeddings", json_schema_extra=_search(low=0.1, high=0.6)
-    )
-
-
-class CaserParams(SequentialParams):
-    """Parameters of :class:`Caser`."""
-
-    embedding_size: int = Field(
-        default=64, ge=1, description="width of item embeddings", json_schema_extra=_search(choices=[64, 128])
-    )
-    dropout_prob: float = Field(
-        default=0.4,
-        ge=0,
-        lt=1,
-        description="dropout after the convolutions",
-        json_schema_extra=_search(low=0.1, high=0.6),
-    )
-    reg_weight: float = Field(
-        default=1e-4,
-        ge=0,
-        description="weight of the L2 norms added to the loss",
-        json_schema_extra=_search(low=1e-6, high=1e-2, log=True),
-    )
-    nv: int = Field(default=4, ge=1, description="vertical filters", json_schema_extra=_search(choices=[2, 4, 8]))
-    nh: int = Field(
-        default=8, ge=1, description="horizontal filters of each height", json_schema_extra=_search(choices=[4, 8, 16])
-    )
 
 
 class _Config(dict[str, Any]):
@@ -203,7 +120,7 @@ class _Sizes:
 
 
 @dataclass(frozen=True)
-class _Sequences:
+class Sequences:
     """Histories as RecBole wants them: ids from 1, 0 is padding on the right.
 
     Attributes:
@@ -232,11 +149,12 @@ class _Sequences:
         targets = torch.from_numpy(examples.targets.astype(np.int64) + 1)
         return cls(items.to(device), lengths.to(device), targets.to(device))
 
-    def take(self, rows: Tensor | slice) -> _Sequences:
+    def take(self, rows: Tensor | slice) -> Sequences:
         """The sequences at ``rows``."""
-        return _Sequences(self.items[rows], self.lengths[rows], self.targets[rows])
+        return Sequences(self.items[rows], self.lengths[rows], self.targets[rows])
 
     def __len__(self) -> int:
+        """Number of sequences."""
         return len(self.targets)
 
 
@@ -250,7 +168,7 @@ class _Course:
         epoch: from 1.
     """
 
-    sequences: _Sequences
+    sequences: Sequences
     ids: npt.NDArray[np.int64]
     epoch: int
 
@@ -274,7 +192,7 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         self.device = "cpu"
         self.model: nn.Module
 
-    def training_batch(self, batch: _Sequences) -> dict[str, Tensor] | None:
+    def training_batch(self, batch: Sequences) -> dict[str, Tensor] | None:
         """The fields that the model's ``calculate_loss`` reads; None where the batch teaches nothing."""
         if self.params.loss_type == "BPR":
             return _fields(batch) | {NEGATIVE + ITEM: self._negatives(batch.targets)}
@@ -294,7 +212,7 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         positive, negative = ((output * items(fields[name])).sum(-1) for name in (ITEM, NEGATIVE + ITEM))  # type: ignore[operator]
         return self.model.loss_fct(positive, negative)  # type: ignore[operator, no-any-return]
 
-    def ranking_batch(self, batch: _Sequences) -> dict[str, Tensor]:
+    def ranking_batch(self, batch: Sequences) -> dict[str, Tensor]:
         """The fields that the model's ``full_sort_predict`` reads."""
         return _fields(batch)
 
@@ -319,7 +237,7 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         self.device = context.device
         with _reproducible(context.seed, context.device):
             self.model = self._build()
-            sequences = _Sequences.of(data.train, self.length, self.device)
+            sequences = Sequences.of(data.train, self.length, self.device)
             optimizer = torch.optim.Adam(
                 self.model.parameters(),
                 lr=self.params.learning_rate,
@@ -347,7 +265,7 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         """Log-softmax of the model's scores over the whole catalog, ``[n, items]`` float32."""
         import torch
 
-        sequences = _Sequences.of(examples, self.length, self.device)
+        sequences = Sequences.of(examples, self.length, self.device)
         out = np.empty((len(examples), self.n_items), dtype=np.float32)
         self.model.eval()
         with torch.inference_mode():
@@ -508,146 +426,6 @@ class RecBoleRecommender(Recommender, CatalogScorer):
         return (positives - 1 + steps) % self.n_items + 1
 
 
-@RECOMMENDERS.register("sasrec")
-class SASRec(RecBoleRecommender):
-    """Self-attention over the history, left to right (RecBole's SASRec).
-
-    Differs from the authors' code as RecBole does (dense feed-forward layers instead of 1x1 convolutions) and
-    by the loss: cross-entropy over the whole catalog on the last position.
-    """
-
-    citation = "Kang, McAuley: Self-Attentive Sequential Recommendation, ICDM 2018"
-    revision = 2
-    FitParams = SASRecParams
-    model_file, model_class = "sasrec", "SASRec"
-
-    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """The last layer's output at the last item."""
-        from baselines.passes.sequential import sasrec
-
-        return sasrec(self.model, fields[ITEM + LIST], fields[LENGTH])
-
-
-@RECOMMENDERS.register("gru4rec")
-class GRU4Rec(RecBoleRecommender):
-    """A recurrent network over the history (RecBole's GRU4Rec)."""
-
-    citation = "Tan, Xu, Liu: Improved Recurrent Neural Networks for Session-based Recommendations, DLRS 2016"
-    revision = 2
-    FitParams = GRU4RecParams
-    model_file, model_class = "gru4rec", "GRU4Rec"
-
-    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """The recurrent state after the last item, through the dense layer."""
-        from baselines.passes.sequential import gru4rec
-
-        return gru4rec(self.model, fields[ITEM + LIST], fields[LENGTH])
-
-
-@RECOMMENDERS.register("caser")
-class Caser(RecBoleRecommender):
-    """Convolutions over the history, without its user embedding (RecBole's Caser).
-
-    Every user is RecBole's padding user: most test users of a temporal split are unseen in training, and no
-    rival sees users.  There is one convolution per history position, so time grows with the square of the
-    history length; histories beyond about 10 items are slow.
-    """
-
-    citation = (
-        "Tang, Wang: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding, WSDM 2018"
-    )
-    revision = 2
-    FitParams = CaserParams
-    model_file, model_class = "caser", "Caser"
-
-    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """The convolutions' output for a user that training never saw."""
-        from baselines.passes.sequential import caser
-
-        return caser(self.model, fields[ITEM + LIST])
-
-    def loss(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """The loss with RecBole's L2 norms of the weights."""
-        model: Any = self.model
-        regularised = [module.weight for module in (model.user_embedding, model.item_embedding)]
-        regularised += [module.weight for module in (model.conv_v, model.fc1, model.fc2)]
-        norms: Tensor = model.reg_weight * model.reg_loss(regularised) + model.reg_loss_conv_h()
-        return super().loss(fields) + norms
-
-
-@RECOMMENDERS.register("bert4rec")
-class BERT4Rec(RecBoleRecommender):
-    """Self-attention over the history in both directions, trained on masked items (RecBole's BERT4Rec).
-
-    The target is appended to the history for training; ranking asks for a mask in its place.  Masks are drawn
-    as RecBole's ``MaskItemSequence`` draws them, vectorised: in a share ``ft_ratio`` of the batches the target
-    alone is masked, else every item with probability ``mask_ratio``, of which the last
-    ``max(1, int(mask_ratio * length))`` enter the loss.  RecBole's loss never counts a mask at the first position.
-    """
-
-    citation = (
-        "Sun et al.: BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from "
-        "Transformer, CIKM 2019"
-    )
-    revision = 2
-    FitParams = BERT4RecParams
-    model_file, model_class = "bert4rec", "BERT4Rec"
-
-    def input_length(self) -> int:
-        """One more than the history: the target, or the mask in its place."""
-        return self.length + 1
-
-    def training_batch(self, batch: _Sequences) -> dict[str, Tensor] | None:
-        """Masked sequences with the masked items and their positions; None if no mask would count."""
-        import torch
-
-        items = torch.cat((batch.items, torch.zeros_like(batch.items[:, :1])), dim=1)
-        items.scatter_(1, batch.lengths[:, None], batch.targets[:, None])
-        if float(torch.rand(())) < self.params.ft_ratio:
-            masked = torch.zeros_like(items, dtype=torch.bool).scatter_(1, batch.lengths[:, None], True)
-        else:
-            masked = (torch.rand(items.shape).to(items.device) < self.params.mask_ratio) & (items > 0)
-        counted = max(1, int(self.params.mask_ratio * self.input_length()))
-        # Positions of the last `counted` masks, ascending, padded with 0 on the left.
-        positions = torch.arange(items.shape[1], device=items.device)
-        index = torch.where(masked, positions, 0).sort(dim=1).values[:, -counted:].contiguous()
-        if not bool((index > 0).any()):
-            return None
-        positives = torch.where(index > 0, items.gather(1, index), 0)
-        return {
-            MASK_FIELDS["MASK_ITEM_SEQ"]: items.masked_fill(masked, self.n_items + 1),
-            MASK_FIELDS["POS_ITEMS"]: positives,
-            MASK_FIELDS["MASK_INDEX"]: index,
-            # RecBole's loss reads the negatives even where cross-entropy ignores them.
-            MASK_FIELDS["NEG_ITEMS"]: self._negatives(positives) if self.params.loss_type == "BPR" else positives,
-        }
-
-    def output(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """The output at the counted masks, ``[N, d]``."""
-        from baselines.passes.sequential import bert4rec
-
-        return bert4rec(self.model, fields[MASK_FIELDS["MASK_ITEM_SEQ"]], fields[MASK_FIELDS["MASK_INDEX"]])
-
-    def loss(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """Cross-entropy over the catalog, or RecBole's pairwise loss, at the counted masks."""
-        from torch.nn import functional
-
-        model: Any = self.model
-        if self.params.loss_type == "BPR":
-            found: Tensor = model.calculate_loss(fields)
-            return found
-        wanted = fields[MASK_FIELDS["POS_ITEMS"]][fields[MASK_FIELDS["MASK_INDEX"]] > 0]
-        head = model.item_embedding.weight[: model.n_items]
-        return functional.cross_entropy(functional.linear(self.output(fields), head, model.output_bias), wanted)
-
-    def ranking_batch(self, batch: _Sequences) -> dict[str, Tensor]:
-        """Histories after one dummy item, because RecBole drops the oldest one when it appends the mask."""
-        import torch
-
-        items = torch.cat((torch.ones_like(batch.items[:, :1]), batch.items), dim=1)
-        return {ITEM + LIST: items, LENGTH: batch.lengths + 1}
-
-
 MASK_FIELDS = {
     "MASK_INDEX": "mask_index",
     "MASK_ITEM_SEQ": "masked",
@@ -689,7 +467,7 @@ class _Record:
         self.best = {}
 
 
-def _fields(batch: _Sequences) -> dict[str, Tensor]:
+def _fields(batch: Sequences) -> dict[str, Tensor]:
     import torch
 
     return {

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import baselines.recbole_models as ours
+from baselines.sasrec import SASRec, SASRecParams
 from flr_bench.errors import DamagedFileError, DataError, MissingDependencyError, TrainingDiverged
 from flr_bench.interface import Budget, FitContext
 from flr_bench.registry import RECOMMENDERS
@@ -36,7 +37,7 @@ def untrained(method, length=4, n_items=9, **params):
 
 
 def sequences(model, histories, targets):
-    return ours._Sequences.of(make_examples(histories, targets), model.length, "cpu")
+    return ours.Sequences.of(make_examples(histories, targets), model.length, "cpu")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -273,12 +274,12 @@ def test_empty_history_and_no_examples():
 
 def test_damaged_folder(tmp_path):
     with pytest.raises(DamagedFileError, match="fit it again"):
-        ours.SASRec.load(tmp_path, {})
+        SASRec.load(tmp_path, {})
     fit_small("sasrec").save(tmp_path)
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:50])
     with pytest.raises(DamagedFileError, match="cannot be read"):
-        ours.SASRec.load(tmp_path, {})
+        SASRec.load(tmp_path, {})
     assert json.loads((tmp_path / "model.json").read_text())["items"] == len(small_split().catalog)
 
 
@@ -290,7 +291,7 @@ def test_without_recbole(monkeypatch):
 
 def test_listing_methods_imports_nothing_heavy():
     code = (
-        "import sys, baselines.recbole_models, baselines.popularity, baselines.item_transition;"
+        "import sys, baselines.sasrec, baselines.popularity, baselines.item_transition;"
         "print([m for m in ('torch', 'recbole', 'pandas', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -314,7 +315,7 @@ def test_an_absurd_learning_rate_stops_with_the_batch(method):
 
 def test_the_first_bad_batch_is_found_among_those_since_the_last_look(monkeypatch):
     monkeypatch.setattr(ours, "PROGRESS_SECONDS", 1e9)
-    model = RECOMMENDERS.get("sasrec")(ours.SASRecParams(batch_size=4))
+    model = RECOMMENDERS.get("sasrec")(SASRecParams(batch_size=4))
     losses = iter([1.0, 2.0, float("nan"), 4.0] + [5.0] * 99)
     batches = []
 
@@ -331,7 +332,7 @@ def test_the_first_bad_batch_is_found_among_those_since_the_last_look(monkeypatc
 
 
 def test_an_example_that_alone_gives_nan_is_named(monkeypatch):
-    model = RECOMMENDERS.get("sasrec")(ours.SASRecParams(batch_size=1000))
+    model = RECOMMENDERS.get("sasrec")(SASRecParams(batch_size=1000))
     split = small_split()
     rows = range(len(split.train))
     histories = [(split.train.history(row).tolist(), int(split.train.targets[row])) for row in rows]
@@ -357,6 +358,6 @@ def test_an_example_that_alone_gives_nan_is_named(monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_watched_value_that_is_no_number_is_no_best_epoch(value):
-    model = RECOMMENDERS.get("sasrec")(ours.SASRecParams())
+    model = RECOMMENDERS.get("sasrec")(SASRecParams())
     with pytest.raises(TrainingDiverged, match=f"ndcg@10 on valid is {value} after epoch 1"):
         model.fit(small_split(), fit_context(validate=lambda _: value))
