@@ -27,9 +27,10 @@ from flr_bench.errors import DamagedFileError, FlrBenchError, UnknownNameError, 
 from flr_bench.interface import Catalog, Examples, Interactions, RankContext, RankFn, Ranking, Recommender, Split
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Machine
+from flr_bench.runner.measuring import make_deterministic
 from flr_bench.runner.recorded_data import data_of
 from flr_bench.runner.store import Store, read_json, write_json
-from flr_bench.runner.work import make_deterministic, rank_by_rule
+from flr_bench.runner.validation import rank_by_rule
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flr_bench.data.conditions import TrainShare
-from flr_bench.runner.cell import Cell, FitCell, PrepareCell, RankCell
+from flr_bench.runner.cell import Cell, FitCell, PrepareCell, RankCell, machine_of
+from flr_bench.runner.events import Event
 from flr_bench.runner.execute import environment
+from flr_bench.runner.jobs import Job, WorkSettings
+from flr_bench.runner.measuring import measured
 from flr_bench.runner.outlook import CostKey, keep_calibrations, past_costs
 from flr_bench.runner.plan import Plan, closure
 from flr_bench.runner.progress import clock, fraction
 from flr_bench.runner.store import Store, read_json
-from flr_bench.runner.work import Event, Job, WorkSettings, Workshop, machine_of, measured
+from flr_bench.runner.work import Workshop
 
 SMALL_SHARE = 0.02
 SMALL_EXAMPLES = 64

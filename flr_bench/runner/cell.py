@@ -408,3 +408,12 @@ class RankCell(Cell):
         record = super().record()
         record["requires"] = {"fit": self.fit.hash, **self.required_hashes}
         return record
+
+
+def machine_of(cell: Cell) -> Machine:
+    """Where the cell runs: a ranking where its model was trained."""
+    if isinstance(cell, RankCell):
+        return cell.fit.machine
+    if isinstance(cell, FitCell | PrepareCell):
+        return cell.machine
+    raise TypeError(f"a {cell.kind} cell names no machine of its own")

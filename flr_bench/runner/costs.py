@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
-from flr_bench.runner.cell import Cell
-from flr_bench.runner.work import Job, machine_of
+from flr_bench.runner.cell import Cell, machine_of
+from flr_bench.runner.jobs import Job
 
 UNKNOWN_BYTES = 1 << 30
 """Memory that a cell is admitted with as long as none of its kind was measured."""

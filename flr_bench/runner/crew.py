@@ -25,9 +25,11 @@ from typing import Any
 
 from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell, Machine
+from flr_bench.runner.events import Event, describe_error
+from flr_bench.runner.jobs import Job, WorkSettings
 from flr_bench.runner.limits import NO_LIMITS, Limits, Watch
 from flr_bench.runner.pool import WATCH_SECONDS, discard_unfinished, end_with_parent, environment, without_interrupts
-from flr_bench.runner.work import Event, Job, WorkSettings, Workshop, describe_error
+from flr_bench.runner.work import Workshop
 
 GRACE_SECONDS = 2.0
 """How long to look, after a failure, for a member whose death is its cause."""

@@ -21,13 +21,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from flr_bench.errors import FlrBenchError, MissingDependencyError, UsageError
+from flr_bench.runner.events import Emit, Event, describe_error
+from flr_bench.runner.jobs import Job, WorkSettings
 from flr_bench.runner.limits import Limits
 from flr_bench.runner.parcel import Parcel, pack
 from flr_bench.runner.parcel import unpack as put_into
 from flr_bench.runner.pool import POLL_SECONDS
 from flr_bench.runner.remote import Answer, Description, Order, Place, compute, describe, difference, identity, stop
 from flr_bench.runner.store import Store
-from flr_bench.runner.work import Emit, Event, Job, WorkSettings, describe_error
 
 if TYPE_CHECKING:
     from distributed import Client, Future

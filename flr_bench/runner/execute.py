@@ -12,7 +12,9 @@ from flr_bench.errors import FlrBenchError
 from flr_bench.runner.cell import Cell
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.costs import Admission, Costs, Measured
+from flr_bench.runner.events import Emit, Event
 from flr_bench.runner.executors import Executor, InProcess
+from flr_bench.runner.jobs import WorkSettings
 from flr_bench.runner.limits import NO_LIMITS, SHARE, Limits, available_memory
 from flr_bench.runner.plan import Plan
 from flr_bench.runner.pool import Pool
@@ -20,7 +22,6 @@ from flr_bench.runner.provenance import environment
 from flr_bench.runner.schedule import Schedule
 from flr_bench.runner.sharing import Shared
 from flr_bench.runner.store import Store, read_json
-from flr_bench.runner.work import Emit, Event, WorkSettings
 
 __all__ = ["Mode", "Observer", "Outcome", "RunSettings", "cells_to_run", "environment", "run_plan"]
 

@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from flr_bench.runner.crew import Crew
+from flr_bench.runner.events import Emit
+from flr_bench.runner.jobs import Job, WorkSettings
 from flr_bench.runner.limits import NO_LIMITS, Limits
 from flr_bench.runner.pool import Pool
-from flr_bench.runner.work import Emit, Job, WorkSettings, Workshop
+from flr_bench.runner.work import Workshop
 
 
 class Executor(Protocol):

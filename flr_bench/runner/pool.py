@@ -21,9 +21,11 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from flr_bench.runner.cell import Cell
+from flr_bench.runner.events import ENDED, Event
+from flr_bench.runner.jobs import Job, WorkSettings
 from flr_bench.runner.limits import NO_LIMITS, Limits, Watch
 from flr_bench.runner.store import Store
-from flr_bench.runner.work import ENDED, Event, Job, WorkSettings, Workshop
+from flr_bench.runner.work import Workshop
 
 POLL_SECONDS = 0.5
 WATCH_SECONDS = 0.1

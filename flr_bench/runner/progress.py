@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from flr_bench.runner.work import Event
+from flr_bench.runner.events import Event
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

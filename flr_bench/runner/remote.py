@@ -24,13 +24,14 @@ from typing import Any
 
 from flr_bench.errors import FlrBenchError
 from flr_bench.registry import PREPARERS, RECOMMENDERS
+from flr_bench.runner.events import ENDED, Emit, Event
 from flr_bench.runner.executors import visible_gpus
+from flr_bench.runner.jobs import Job, WorkSettings
 from flr_bench.runner.limits import NO_LIMITS, Limits, available_memory
 from flr_bench.runner.parcel import Parcel, pack, unpack
 from flr_bench.runner.pool import Pool
 from flr_bench.runner.provenance import environment
 from flr_bench.runner.store import Store, read_json
-from flr_bench.runner.work import ENDED, Emit, Event, Job, WorkSettings
 
 TOKEN = "token"  # noqa: S105 - a file's name
 """File in the runner's own folder of the store: who can read it sees the store."""

@@ -18,12 +18,14 @@ from flr_bench.interface import Params
 from flr_bench.registry import PREPARERS, RECOMMENDERS
 from flr_bench.runner.cell import Cell, DataRef, FitCell, Machine, PrepareCell, RankCell
 from flr_bench.runner.comparison import TOLERANCES, Comparison, compare_cells
+from flr_bench.runner.events import Emit, Event
 from flr_bench.runner.execute import environment
+from flr_bench.runner.jobs import Job, WorkSettings
 from flr_bench.runner.plan import closure
 from flr_bench.runner.progress import Display
 from flr_bench.runner.recorded import Recorded, resolve_cell
 from flr_bench.runner.store import Store, read_json
-from flr_bench.runner.work import Emit, Event, Job, WorkSettings, Workshop
+from flr_bench.runner.work import Workshop
 
 __all__ = ["ReproduceRequest", "Reproduction", "reproduce"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from flr_bench.runner.cell import Cell, RankCell
-from flr_bench.runner.work import Job
+from flr_bench.runner.jobs import Job
 
 LOOKED_AT = 1000
 """Ready jobs that one search for an admissible one looks at, so that full memory costs no more than that."""

@@ -23,7 +23,8 @@ from flr_bench.evaluation.significance import Difference, clustered_difference
 from flr_bench.interface import Budget, Examples, FitContext, Progress, RankContext, Ranking, Recommender, Split
 from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Machine
-from flr_bench.runner.work import VALID_METRIC, Validation, make_deterministic
+from flr_bench.runner.measuring import make_deterministic
+from flr_bench.runner.validation import VALID_METRIC, Validation
 
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData

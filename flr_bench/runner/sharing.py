@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Collection
 
 from flr_bench.runner.claims import Claims
+from flr_bench.runner.events import Emit, Event
+from flr_bench.runner.jobs import Job
 from flr_bench.runner.pool import POLL_SECONDS
 from flr_bench.runner.schedule import Schedule
 from flr_bench.runner.store import Store
-from flr_bench.runner.work import Emit, Event, Job
 
 
 class Shared:

@@ -26,8 +26,10 @@ from flr_bench.registry import RECOMMENDERS
 from flr_bench.runner.cell import Cell, FitCell
 from flr_bench.runner.claims import Claims
 from flr_bench.runner.convergence import until_converged
+from flr_bench.runner.events import Event
 from flr_bench.runner.execute import RunSettings, run_plan
 from flr_bench.runner.executors import cores
+from flr_bench.runner.jobs import WorkSettings
 from flr_bench.runner.plan import Plan, Row, closure
 from flr_bench.runner.planning import make_plan
 from flr_bench.runner.progress import Display
@@ -39,7 +41,7 @@ from flr_bench.runner.store import Store, read_json
 from flr_bench.runner.studies import Study, Trial, open_studies, propose
 from flr_bench.runner.suite import Profile, RecommenderEntry, SuiteFile, find_suite, load_suite, split_names
 from flr_bench.runner.suite_source import merged
-from flr_bench.runner.work import Event, WorkSettings, Workshop
+from flr_bench.runner.work import Workshop
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,17 @@ import json
 import logging
 import math
 import os
-import random
 import tempfile
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flr_bench.data.conditions import change_histories, keep_share, without_training
-from flr_bench.errors import Divergence, FlrBenchError, TrainingDiverged, require_finite
+from flr_bench.errors import Divergence, FlrBenchError, TrainingDiverged
 from flr_bench.interface import (
     Budget,
     Examples,
@@ -37,83 +34,21 @@ from flr_bench.interface import (
     Split,
 )
 from flr_bench.registry import PREPARERS, RECOMMENDERS
-from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell
+from flr_bench.runner.cell import Cell, DataRef, ExampleSettings, FitCell, Machine, PrepareCell, RankCell, machine_of
+from flr_bench.runner.events import Emit, Event, Reporter, describe_error
 from flr_bench.runner.hardware import accelerator
+from flr_bench.runner.jobs import Job, WorkSettings
+from flr_bench.runner.measuring import Cost, make_deterministic, measured
 from flr_bench.runner.pruning import FitPruned, Follower
 from flr_bench.runner.store import Store, write_json
-from flr_bench.runner.telemetry import watching
 from flr_bench.runner.traces import write_traces
+from flr_bench.runner.validation import VALID_METRIC, Validation, rank_by_rule
 
 if TYPE_CHECKING:
     from flr_bench.data.prepared import PreparedData
 
-PROGRESS_INTERVAL = 0.3
-"""Seconds between progress events of one cell, so that reporting costs nothing."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-VALID_METRIC = "ndcg@10"
-"""What a ranking's own choices on valid (such as a mixture's weight) go by."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened to a cell.
-
-    Attributes:
-        kind: ``"started"``, ``"progress"``, ``"done"``, ``"failed"``, ``"pruned"`` or ``"blocked"``.
-        cell: the cell's hash.
-        label: human text.
-        values: for progress epoch, epochs, step, steps and current figures; ``seconds`` and ``peak_bytes`` when
-            done; ``error`` and ``traceback`` when failed; ``error``, ``curve`` and ``seconds`` when pruned.
-    """
-
-    kind: str
-    cell: str
-    label: str
-    values: Mapping[str, Any]
-
-
-Emit = Callable[[Event], None]
-
-ENDED = ("done", "failed", "pruned")
-"""Kinds of events after which nothing more happens to a cell."""
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Cells that one process computes in one go: a single one, or all rankings by one loaded model."""
-
-    cells: tuple[Cell, ...]
-
-    @property
-    def needs(self) -> tuple[Cell, ...]:
-        """Cells of other jobs that must be in the store before."""
-        return tuple({needed.hash: needed for cell in self.cells for needed in cell.needs}.values())
-
-    @property
-    def machine(self) -> Machine:
-        """Where its cells run; all rankings by one model run where it was trained."""
-        return machine_of(self.cells[0])
-
-
-@dataclass(frozen=True)
-class WorkSettings:
-    """What a process needs to know to compute cells.
-
-    Attributes:
-        store_root: the store.
-        cache: where prepared data lie.
-        environment: content of ``environment.json``, the same for all cells of an invocation.
-        rank: number of this process among those that compute the cells together; the first alone writes them.
-        runner: as in :class:`flr_bench.runner.store.Store`.
-    """
-
-    store_root: Path
-    cache: Path
-    environment: Mapping[str, Any]
-    rank: int = 0
-    runner: str = ""
 
 
 class Workshop:
@@ -157,7 +92,7 @@ class Workshop:
 
     def _compute(self, cell: Cell, loaded: _Loaded, emit: Emit) -> dict[str, float | int]:
         with self._writing(cell) as folder, _logging_to(folder / "log.txt"):
-            report = _Reporter(cell, emit)
+            report = Reporter(cell, emit)
             if isinstance(cell, RankCell):
                 metrics = self._rank(cell, folder, loaded, report)
             elif isinstance(cell, FitCell):
@@ -180,7 +115,7 @@ class Workshop:
         with tempfile.TemporaryDirectory(prefix=f"{cell.hash}-", dir=self.store.scratch) as name:
             yield Path(name)
 
-    def _prepare(self, cell: PrepareCell, folder: Path, report: _Reporter) -> dict[str, Any]:
+    def _prepare(self, cell: PrepareCell, folder: Path, report: Reporter) -> dict[str, Any]:
         preparer = PREPARERS.get(cell.what)
         params = preparer.Params(**cell.params)
         data = self._prepared_data(cell.data)
@@ -205,7 +140,7 @@ class Workshop:
         _remove(folder / "scratch")
         return {"report": _as_json(fitted), **_with_earlier(cost, fitted)}
 
-    def _fit(self, cell: FitCell, folder: Path, report: _Reporter) -> dict[str, Any]:
+    def _fit(self, cell: FitCell, folder: Path, report: Reporter) -> dict[str, Any]:
         method: type[Recommender] = RECOMMENDERS.get(cell.method)
         recommender = method(method.FitParams(**cell.params))
         split = self._split(cell)
@@ -259,7 +194,7 @@ class Workshop:
         )
         return validation(lambda examples, k: model.rank(examples, k, params, context))
 
-    def _rank(self, cell: RankCell, folder: Path, loaded: _Loaded, report: _Reporter) -> dict[str, Any]:
+    def _rank(self, cell: RankCell, folder: Path, loaded: _Loaded, report: Reporter) -> dict[str, Any]:
         from flr_bench.evaluation.metrics import evaluate
 
         fit = cell.fit
@@ -365,213 +300,12 @@ class _Loaded:
         return self._models[fit.hash]
 
 
-class Validation:
-    """Ranks the valid examples with a given function and returns the watched metric.
-
-    Args:
-        split: where the valid examples are.
-        watch: a metric such as ``"ndcg@10"``, or ``"nll"``, which the method computes itself.
-        seen_items: the suite's rule, the same as on test.
-        follower: told of every value, and may end the fit.
-    """
-
-    def __init__(self, split: Split, watch: str, seen_items: str, follower: Follower | None = None) -> None:
-        """Nothing is ranked yet."""
-        self._split, self._watch, self._seen_items, self._follower = split, watch, seen_items, follower
-
-    @cached_property
-    def _k(self) -> int:
-        from flr_bench.evaluation.metrics import parse_metric
-
-        return min(parse_metric(self._watch)[1], len(self._split.catalog))
-
-    def __call__(self, rank: RankFn) -> float:
-        """The watched metric's mean over the valid examples, by item.
-
-        Raises:
-            FlrBenchError: the watched quantity is the negative log-likelihood.
-            NotFiniteError: a score is not finite.
-            FitPruned: the fit falls behind.
-        """
-        from flr_bench.evaluation.metrics import metric_at, target_ranks
-
-        if self._watch == "nll":
-            raise FlrBenchError("the stage watches 'nll', which its method computes itself; watch a metric@k instead")
-        valid, catalog = self._split.valid, self._split.catalog
-        ranking = _ranked(rank, valid, self._k, len(catalog), self._seen_items)
-        # A model of NaNs ranks too: by whatever order sorting leaves.
-        require_finite("a score on valid", float(ranking.scores.sum(dtype=np.float64)))
-        by_item, _ = target_ranks(ranking, valid, catalog)
-        value = float(metric_at(self._watch, by_item).mean())
-        if self._follower is not None:
-            self._follower.validated(value)
-        return value
-
-
 def _unreported(progress: Progress, /) -> None:
     del progress
 
 
 def _no_validation(rank: RankFn, /) -> float:
     raise FlrBenchError(f"a preparation serves methods of all kinds and validates none ({rank})")
-
-
-def rank_by_rule(rank: RankFn, examples: Examples, k: int, n_items: int, settings: Any) -> Ranking:
-    """The ranking under the suite's rule on items already in the history.
-
-    Args:
-        rank: the method's ranking.
-        examples: ``n`` examples.
-        k: length of the ranking.
-        n_items: size of the catalog.
-        settings: :class:`flr_bench.runner.cell.ExampleSettings`, for its ``seen_items``.
-    """
-    return _ranked(rank, examples, k, n_items, settings.seen_items)
-
-
-def _ranked(rank: RankFn, examples: Examples, k: int, n_items: int, seen_items: str) -> Ranking:
-    if seen_items == "allowed":
-        return rank(examples, k)
-    longest = int(examples.history_lengths.max(initial=0))
-    return without_history(rank(examples, min(k + longest, n_items)), examples, k)
-
-
-def without_history(ranking: Ranking, examples: Examples, k: int) -> Ranking:
-    """Strike out items of the history and keep the first ``k`` others.
-
-    Args:
-        ranking: ``[n, K]`` with ``K`` at least ``k`` plus the longest history.
-        examples: ``n`` examples.
-        k: length of the result.
-
-    Raises:
-        FlrBenchError: fewer than ``k`` items are left in some row.
-    """
-    longest = int(examples.history_lengths.max(initial=0))
-    history = examples.padded(longest, pad=-1)
-    seen = (ranking.items[:, :, None] == history[:, None, :]).any(axis=2)
-    order = np.argsort(seen, axis=1, kind="stable")[:, :k]
-    if np.take_along_axis(seen, order, axis=1).any() or order.shape[1] < k:
-        raise FlrBenchError(f"fewer than k = {k} items remain without those of the history; choose a smaller k")
-    return replace(
-        ranking,
-        items=np.take_along_axis(ranking.items, order, axis=1),
-        scores=np.take_along_axis(ranking.scores, order, axis=1),
-    )
-
-
-class _Reporter:
-    """Turns a method's progress into events, a few a second, and into lines of the log."""
-
-    def __init__(self, cell: Cell, emit: Emit) -> None:
-        self._cell, self._emit = cell, emit
-        self._last, self._epoch = 0.0, -1
-        self._log = logging.getLogger("flr_bench.cell")
-
-    def __call__(self, progress: Progress, /) -> None:
-        now = time.monotonic()
-        finished = progress.step >= progress.steps
-        if not finished and progress.epoch == self._epoch and now - self._last < PROGRESS_INTERVAL:
-            return
-        self._last = now
-        values = {name: float(value) for name, value in progress.values.items()}
-        if progress.epoch != self._epoch or finished:
-            shown = " ".join(f"{name} {value:.6g}" for name, value in values.items())
-            self._log.info(
-                "epoch %d/%d step %d/%d %s", progress.epoch, progress.epochs, progress.step, progress.steps, shown
-            )
-        self._epoch = progress.epoch
-        self._emit(
-            Event(
-                "progress",
-                self._cell.hash,
-                self._cell.label,
-                {
-                    "epoch": progress.epoch,
-                    "epochs": progress.epochs,
-                    "step": progress.step,
-                    "steps": progress.steps,
-                    "values": values,
-                },
-            )
-        )
-
-
-class Cost:
-    """Seconds, peak memory and, where hardware counts it, energy of a block."""
-
-    def __init__(self) -> None:
-        """Nothing measured yet."""
-        self.figures: dict[str, Any] = {}
-
-
-@contextlib.contextmanager
-def measured(machine: Machine, folder: Path | None = None) -> Iterator[Cost]:
-    """Measure wall-clock seconds and the peak memory of this process (on a GPU, of the device).
-
-    The process's peak is reset first where the system allows it (Linux), so that one cell's peak is
-    not the next one's.  What the machine did meanwhile goes to ``system.json`` in ``folder``.
-    """
-    cost, energy = Cost(), dict[str, Any]()
-    _reset_peak(machine.device)
-    with watching(machine.device, folder, energy):
-        start = time.perf_counter()
-        yield cost
-        if machine.device != "cpu":
-            import torch
-
-            torch.cuda.synchronize()
-        cost.figures = {"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(machine.device)}
-    cost.figures |= energy
-
-
-def _reset_peak(device: str) -> None:
-    if device != "cpu":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: str) -> int:
-    """Peak memory of the device, or of this process: since it began to run this program, whoever started it."""
-    if device != "cpu":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    with contextlib.suppress(OSError, StopIteration):
-        status = Path("/proc/self/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def make_deterministic(machine: Machine, seed: int) -> None:
-    """Set torch's threads, refuse operations that are not deterministic, and seed the global generators.
-
-    Methods draw from generators of their own; the global ones are seeded for the libraries they call.
-    On a GPU an operation without a deterministic form warns instead of failing.
-
-    Raises:
-        FlrBenchError: the device is not there.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
-    if machine.device == "cuda" and not torch.cuda.is_available():
-        raise FlrBenchError("the profile asks for a CUDA device and torch finds none; use --profile cpu")
-    torch.set_num_threads(machine.threads)
-    torch.use_deterministic_algorithms(True, warn_only=machine.device != "cpu")
-    # Filling memory that is written anyway finds bugs, not other results; it takes a twentieth of a fit's time.
-    memory: Any = torch.utils.deterministic
-    memory.fill_uninitialized_memory = False
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the legacy generator
-    torch.manual_seed(seed)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -584,12 +318,6 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def describe_error(error: BaseException) -> str:
-    """One line: the message of an error the user can act on, or type and message of any other."""
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, FlrBenchError) else f"{type(error).__name__}: {text}"
 
 
 def finite(value: Any) -> Any:
@@ -637,15 +365,6 @@ def _as_json(report: FitReport) -> dict[str, Any]:
 
 def _inputs(cell: Cell, store: Store) -> dict[str, Path]:
     return {role: store.sound_model(required.hash) for role, required in cell.requires.items()}
-
-
-def machine_of(cell: Cell) -> Machine:
-    """Where the cell runs: a ranking where its model was trained."""
-    if isinstance(cell, RankCell):
-        return cell.fit.machine
-    if isinstance(cell, FitCell | PrepareCell):
-        return cell.machine
-    raise TypeError(f"a {cell.kind} cell names no machine of its own")
 
 
 def _ran_on(machine: Machine) -> dict[str, Any]:

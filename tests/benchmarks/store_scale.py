@@ -263,7 +263,7 @@ def here(name: str, folder: Path) -> None:
     import flr_bench.runner.describe
     import flr_bench.runner.session  # noqa: F401 - imports are no part of the step
     from flr_bench.registry import RECOMMENDERS, SOURCES
-    from flr_bench.runner.work import peak_bytes
+    from flr_bench.runner.measuring import peak_bytes
 
     RECOMMENDERS.names(), SOURCES.names()
     start, busy = time.perf_counter(), time.process_time()

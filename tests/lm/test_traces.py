@@ -7,7 +7,7 @@ from flr_bench.errors import UsageError
 from flr_bench.interface import FitSpec, RankContext
 from flr_bench.lm.ranking import LanguageModelRankParams
 from flr_bench.lm.traces import TraceKeeper
-from flr_bench.runner.work import without_history
+from flr_bench.runner.validation import without_history
 from flr_bench.testing.harness import make_examples, shared_harness, small_split, tiny_params
 
 EXAMPLES = 12

@@ -35,10 +35,10 @@ from flr_bench.lm.training import Course, Stage, TrainingLog, Updater, Watch, tr
 from flr_bench.report.figures.curves import MOST_POINTS, thinned
 from flr_bench.report.reading import StoreReader
 from flr_bench.report.training import training_table
-from flr_bench.runner import work
+from flr_bench.runner import events
+from flr_bench.runner.events import Event
 from flr_bench.runner.progress import PlainDisplay
 from flr_bench.runner.session import Folders, Frontend, Request, run
-from flr_bench.runner.work import Event
 from flr_bench.testing.harness import shared_harness, tiny_params
 from flr_bench.tracking.content import by_step
 
@@ -467,7 +467,7 @@ def compare(interrupted: Path, plain: Path) -> int:
 
 def test_an_interrupted_run_goes_on_within_the_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(work, "PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr(events, "PROGRESS_INTERVAL", 0.0)
     interrupted, plain = tmp_path / "interrupted", tmp_path / "plain"
     kept = interrupted / "runs" / "checkpoints"
     with pytest.raises(KeyboardInterrupt):

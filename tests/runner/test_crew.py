@@ -15,9 +15,9 @@ import pytest
 
 from flr_bench.errors import UsageError
 from flr_bench.runner.cell import FitCell, Machine
+from flr_bench.runner.events import Event
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run
-from flr_bench.runner.work import Event
 
 WriteSuite = Callable[..., Path]
 

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 
 from flr_bench.errors import FlrBenchError, MissingDependencyError, UsageError
+from flr_bench.runner.events import Event
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Execution, Folders, Frontend, Request, Session, run
-from flr_bench.runner.work import Event
 
 pytest.importorskip("distributed")
 WriteSuite = Callable[..., Path]

@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 
 from flr_bench.errors import FlrBenchError
+from flr_bench.runner.events import Event
 from flr_bench.runner.execute import Mode, Observer
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run
-from flr_bench.runner.work import Event, _Loaded
+from flr_bench.runner.work import _Loaded
 
 WriteSuite = Callable[..., Path]
 PLUGIN = Path(__file__).parents[1] / "plugin"

@@ -11,10 +11,10 @@ import pytest
 from flr_bench.data.prepared import prepare
 from flr_bench.interface import Examples, Trace, Traces
 from flr_bench.report.write import write_tables
+from flr_bench.runner.events import Event
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run
 from flr_bench.runner.traces import write_traces
-from flr_bench.runner.work import Event
 from flr_bench.testing.harness import make_examples
 
 NAME = "thoughts.parquet"

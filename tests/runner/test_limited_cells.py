@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from flr_bench.errors import UsageError
+from flr_bench.runner.events import Event
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Execution, Folders, Frontend, Request, Session, run
-from flr_bench.runner.work import Event
 
 WriteSuite = Callable[..., Path]
 ALONE = (

@@ -18,10 +18,10 @@ from flr_bench import cli
 from flr_bench.errors import FlrBenchError, UsageError
 from flr_bench.interrupts import Terminated, TimeUp, interruptible, stopped_after
 from flr_bench.runner import progress
+from flr_bench.runner.events import Event
 from flr_bench.runner.execute import Mode
 from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Execution, Frontend, Request, Session, run
-from flr_bench.runner.work import Event
 from tests.runner.test_execute import folders, rankings
 from tests.runner.test_interrupts import gone, start
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from flr_bench.runner.events import Event
+from flr_bench.runner.jobs import Job, WorkSettings
 from flr_bench.runner.limits import Limits, resident_bytes
 from flr_bench.runner.pool import Pool
-from flr_bench.runner.work import Event, Job, WorkSettings
 
 
 def job(*hashes: str) -> Job:

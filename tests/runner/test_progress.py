@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
+from flr_bench.runner.events import Event
 from flr_bench.runner.progress import LiveDisplay
-from flr_bench.runner.work import Event
 
 
 def test_brackets_in_a_label_are_no_markup() -> None:

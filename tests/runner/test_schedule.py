@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flr_bench.runner.costs import UNKNOWN_BYTES, Admission, Costs
+from flr_bench.runner.jobs import Job
 from flr_bench.runner.schedule import Schedule
-from flr_bench.runner.work import Job
 
 
 def cell(name: str, *needs: Any, cost: str = "c") -> Any:

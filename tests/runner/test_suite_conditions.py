@@ -28,6 +28,7 @@ from flr_bench.interface import (
 )
 from flr_bench.registry import PREPARERS, RECOMMENDERS, SOURCES
 from flr_bench.runner.cell import FitCell, PrepareCell, RankCell, canonical_json
+from flr_bench.runner.events import Event
 from flr_bench.runner.plan import Plan, Row
 from flr_bench.runner.plan_view import PlanView
 from flr_bench.runner.planning import Selection, make_plan
@@ -35,7 +36,6 @@ from flr_bench.runner.progress import Display
 from flr_bench.runner.session import Folders, Frontend, Request, Session, run
 from flr_bench.runner.store import Store
 from flr_bench.runner.suite import bundled_suites, load_suite
-from flr_bench.runner.work import Event
 
 SUITE = """\
 version: fake@1
