@@ -19,7 +19,8 @@ import numpy.typing as npt
 from flr_bench.data.coded import CodedData, code
 from flr_bench.data.filtering import first_of_duplicates
 from flr_bench.data.layout import Severity
-from flr_bench.data.scanning import Findings, Problem, scan
+from flr_bench.data.problems import Findings, Problem
+from flr_bench.data.scanning import scan
 from flr_bench.data.sources import Source
 from flr_bench.errors import DamagedFileError, FlrBenchError
 
@@ -36,7 +37,7 @@ class CheckReport:
     Attributes:
         subject: what was looked at: a path, or a data set's name.
         problems: what was found, by file and line; of each file and kind at most
-            :data:`flr_bench.data.scanning.LISTED`.
+            :data:`flr_bench.data.problems.LISTED`.
         unlisted: how many more of a kind there are in a file; ``{}`` if all are listed.
     """
 

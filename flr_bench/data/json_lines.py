@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flr_bench.data.layout import ColumnLayout, FileLayout
-from flr_bench.data.scanning import arrow_type, first_error, whole_lines
+from flr_bench.data.scanner import arrow_type, whole_lines
+from flr_bench.data.scanning import first_error
 from flr_bench.errors import DamagedFileError, DataError
 
 if TYPE_CHECKING:

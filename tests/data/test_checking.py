@@ -19,7 +19,8 @@ from flr_bench.data.checking import check_data, check_name, check_source
 from flr_bench.data.coded import CodedData
 from flr_bench.data.imports import import_data
 from flr_bench.data.layout import ColumnLayout, FileLayout
-from flr_bench.data.scanning import LISTED, Findings, Problem, scan
+from flr_bench.data.problems import LISTED, Findings, Problem
+from flr_bench.data.scanning import scan
 from flr_bench.data.sources.ml_100k import MovieLens100K
 
 COLUMNS = (ColumnLayout("user", "key"), ColumnLayout("item", "key"), ColumnLayout("time", "time"))
