@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flr_bench.data.layout import Fault
-from flr_bench.data.published import LITERAL_LIMIT, Info, Layout, parse_texts
+from flr_bench.data.published_reading import LITERAL_LIMIT, Info, Layout, parse_texts
 
 __all__ = ["ExampleRule", "info_faults"]
 

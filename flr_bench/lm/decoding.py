@@ -32,7 +32,7 @@ from flr_bench.registry import DECODINGS
 
 if TYPE_CHECKING:
     from flr_bench.lm.item_trie import ItemTrie
-    from flr_bench.lm.search import PathScore, Pool
+    from flr_bench.lm.pool import PathScore, Pool
     from flr_bench.lm.trie_scoring import Normalisation
 
 DuplicateTitles = Literal["share", "each"]
@@ -158,7 +158,7 @@ class Decoding(ABC):
             assistant: ``[B, items]`` log-probabilities of the batch's examples, where needed.
             search: ``"beam"`` or ``"exact"``.
         """
-        from flr_bench.lm.search import PathScore
+        from flr_bench.lm.pool import PathScore
 
         return PathScore(share=settings.duplicate_titles == "share", normalisation=settings.normalisation)
 
@@ -249,7 +249,7 @@ class LengthNormalisedPublished(LengthNormalised):
         search: str = "beam",  # noqa: ARG002
     ) -> PathScore:
         """λ and normalisation."""
-        from flr_bench.lm.search import PathScore
+        from flr_bench.lm.pool import PathScore
 
         return PathScore(length_penalty=settings.length_penalty, normalisation=settings.normalisation)
 
@@ -295,7 +295,7 @@ class D3(Decoding):
         Raises:
             UsageError: there is no assistant.
         """
-        from flr_bench.lm.search import PathScore
+        from flr_bench.lm.pool import PathScore
 
         if assistant is None:
             raise UsageError("decoding 'd3' needs the log-probabilities of an assistant")
@@ -458,6 +458,6 @@ def expert_pool(search: Callable[[PathScore], Pool], trie: ItemTrie, assistant: 
         trie: the catalog, on the search's device.
         assistant: ``[B, items]`` log-probabilities of the batch's examples.
     """
-    from flr_bench.lm.search import PathScore
+    from flr_bench.lm.pool import PathScore
 
     return search(PathScore()).merge(search(PathScore.mixture(trie, 0.0, assistant)))

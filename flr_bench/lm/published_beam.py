@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from flr_bench.errors import UsageError
 from flr_bench.lm.branching import EncodedPrompts
 from flr_bench.lm.item_trie import ItemTrie
-from flr_bench.lm.search import PathScore, Pool, _Nodes, _Step, _Walk
+from flr_bench.lm.pool import PathScore, Pool
+from flr_bench.lm.trie_walk import Nodes, Step, Walk
 
 #: What is taken off the score of a title that fills a pool up, so that it stands behind those that
 #: ``generate`` returns (which fills up with the same titles again, or unfinished ones, at about -1e9).
@@ -72,9 +73,9 @@ def published_beam_search(
         raise UsageError("the published beam search mixes no assistant in; use decoding d3")
     if bool(((trie.terminal >= 0) & (trie.child_start[1:] > trie.child_start[:-1])).any()):
         raise UsageError("the published beam search needs titles of which none is the beginning of another")
-    walk = _Walk(model, prompts, thoughts, trie, replace(guide, length_penalty=0.0))
+    walk = Walk(model, prompts, thoughts, trie, replace(guide, length_penalty=0.0))
     beam = _Generate(walk, max(beams, k), guide.length_penalty)
-    step: _Step | None = walk.start()
+    step: Step | None = walk.start()
     while step is not None:
         step = walk.run(beam.advance(walk.children(step)))
     return beam.pool()
@@ -83,7 +84,7 @@ def published_beam_search(
 class _Generate:
     """The state of ``generate`` for each example, kept by its rules."""
 
-    def __init__(self, walk: _Walk, width: int, penalty: float) -> None:
+    def __init__(self, walk: Walk, width: int, penalty: float) -> None:
         batch, device = len(walk.rows), walk.rows.device
         self._walk, self._width, self._penalty = walk, width, penalty
         size = min(width, walk.trie.titles)
@@ -91,7 +92,7 @@ class _Generate:
         self._others = _Titles(batch, size, device)
         self._length = 0
 
-    def advance(self, children: _Nodes) -> _Nodes:
+    def advance(self, children: Nodes) -> Nodes:
         """Take one step's continuations; answers with the beams that go on."""
         self._length += 1
         walk, width = self._walk, self._width
@@ -106,15 +107,15 @@ class _Generate:
         # Done examples may stay in the batch for a while: best() takes their nodes away, too.
         return replace(beams, scores=beams.scores.masked_fill(done[:, None], -torch.inf)).best(width)
 
-    def _titles_at(self, nodes: _Nodes) -> Tensor:
+    def _titles_at(self, nodes: Nodes) -> Tensor:
         """The title that ends at each node, -1 for none."""
         ends = self._walk.trie.terminal[nodes.nodes.clamp_min(0)]
         return torch.where(nodes.scores > -torch.inf, ends, -1)
 
-    def _scores(self, nodes: _Nodes) -> Tensor:
+    def _scores(self, nodes: Nodes) -> Tensor:
         return nodes.scores / float(self._length**self._penalty)
 
-    def _may_improve(self, beams: _Nodes) -> Tensor:
+    def _may_improve(self, beams: Nodes) -> Tensor:
         """Rule 3, ``[b]`` bool: the best beam as it is beats the worst of ``width`` titles, or these are not there."""
         if not beams.scores.shape[1]:
             return torch.zeros(len(beams.scores), dtype=torch.bool, device=beams.scores.device)

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from flr_bench.lm.branching import EncodedPrompts
     from flr_bench.lm.item_trie import ItemTrie
     from flr_bench.lm.model import LatentModel, TargetBatch, TargetExamples
+    from flr_bench.lm.pool import PathScore, Pool
     from flr_bench.lm.reasoner import Thought
-    from flr_bench.lm.search import PathScore, Pool
 
 #: Pools kept on one loaded model, so that decodings and ``k`` that agree share a search.
 POOLS_KEPT = 4
@@ -387,7 +387,7 @@ class _Search:
 
         from flr_bench.lm.memory import row_passes
         from flr_bench.lm.parallel import Group
-        from flr_bench.lm.search import Pool
+        from flr_bench.lm.pool import Pool
 
         model, size = self.ranker.model, self._batch_size()
         if self.params.keep_thoughts:

@@ -23,9 +23,10 @@ from flr_bench.interface import Budget
 from flr_bench.lm.latent_grpo import Clip, GrpoJob, LatentGrpo, advantages, likelihood_loss, likelihood_rewards
 from flr_bench.lm.model import LatentModel, validation_nll
 from flr_bench.lm.params import LatentGrpoParams
+from flr_bench.lm.pool import PathScore, Pool
 from flr_bench.lm.published_beam import published_beam_search
 from flr_bench.lm.reasoner import module_generator
-from flr_bench.lm.search import PathScore, Pool, beam_search, exact_search
+from flr_bench.lm.search import beam_search, exact_search
 from flr_bench.lm.sft import sft_update
 from flr_bench.lm.training import Updater, Watch
 from tests.benchmarks.workloads import Workload

@@ -25,8 +25,9 @@ from flr_bench.lm.decoding import (
     rank_pool,
 )
 from flr_bench.lm.item_trie import ItemTrie
+from flr_bench.lm.pool import Pool
 from flr_bench.lm.published_beam import FILLED
-from flr_bench.lm.search import Pool, beam_search, exact_search
+from flr_bench.lm.search import beam_search, exact_search
 from tests.lm.search_oracle import MODEL, brute_force, build, some_prompts, titles_strategy
 
 NAMES = ("plain", "length_normalised", "d3")

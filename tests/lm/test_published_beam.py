@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from flr_bench.errors import UsageError
 from flr_bench.lm.branching import encode_prompts
+from flr_bench.lm.pool import PathScore
 from flr_bench.lm.published_beam import FILLED, published_beam_search
-from flr_bench.lm.search import PathScore
 from tests.lm.search_oracle import (
     MODEL,
     VOCABULARY,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from flr_bench.errors import FlrBenchError, UsageError
 from flr_bench.lm.branching import encode_prompts
-from flr_bench.lm.search import PathScore, Pool, beam_search, exact_search, score_titles
+from flr_bench.lm.pool import PathScore, Pool
+from flr_bench.lm.search import beam_search, exact_search, score_titles
 from tests.lm.search_oracle import (
     MODEL,
     VOCABULARY,

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flr_bench.lm.branching import encode_prompts
-from flr_bench.lm.search import PathScore, exact_search
+from flr_bench.lm.pool import PathScore
+from flr_bench.lm.search import exact_search
 from flr_bench.lm.trie_scoring import TrieScorer, score_trie
 from tests.lm.search_oracle import (
     MODEL,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flr_bench.data.published import Layout, PublishedSource
+from flr_bench.data.published import PublishedSource
+from flr_bench.data.published_reading import Layout
 from flr_bench.registry import SOURCES
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flr_bench.data.published import Info, Layout, PublishedSource, read_text
+from flr_bench.data.published import PublishedSource
+from flr_bench.data.published_reading import Info, Layout, read_text
 from flr_bench.errors import DataError
 from flr_bench.registry import SOURCES
 

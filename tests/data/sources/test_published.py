@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from published_files import DAY, TEST, TITLES, TRAIN, VALID, edit, write_folder, write_text
 
 from flr_bench.data.coded import CodedData
-from flr_bench.data.published import LITERAL_LIMIT, parse_texts
+from flr_bench.data.published_reading import LITERAL_LIMIT, parse_texts
 from flr_bench.data.sources import Source
 from flr_bench.errors import DataError, UsageError
 from flr_bench.interface import Examples
@@ -147,7 +147,7 @@ def test_many_blocks_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = [(f"u{i % 50}", [i % 7, (i + 1) % 7], (i + 2) % 7, [i, i + 1], i + 2) for i in range(400)]
     folder = write_folder(tmp_path, "latentr3_csv", parts={"train": rows, "valid": VALID, "test": TEST})
     whole = read(folder, "latentr3_csv")
-    monkeypatch.setattr("flr_bench.data.published._BLOCK", 4_000)
+    monkeypatch.setattr("flr_bench.data.published_reading._BLOCK", 4_000)
     assert rows_of(read(folder, "latentr3_csv"), "train") == rows_of(whole, "train")
     assert [row[:3] for row in rows_of(whole, "train")] == [(u, list(h), t) for u, h, t, _, _ in rows]
     edit(folder / "train.csv", '"[6, 0]",1', '"[6, 99]",1')
