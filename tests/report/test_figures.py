@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flr_bench.report.comparisons import compare, per_example, quality
 from flr_bench.report.cost import total_seconds
 from flr_bench.report.figures import FIGURES
-from flr_bench.report.figures.cost import pareto_front, spaced
+from flr_bench.report.figures.cost import pareto_front, spaced, uncrossed
 from flr_bench.report.figures.differences import is_shown
 from flr_bench.report.figures.style import figure_style, looks, looks_by_group
 from flr_bench.report.reading import SuiteView
@@ -34,6 +36,8 @@ from tests.report.figure_stores import (
     view_of,
 )
 from tests.report.synthetic_store import ABLATION_ROWS, MAIN_ROWS, RowSpec, SyntheticSuite, drop_rank, write_store
+
+Point = tuple[float, float]
 
 LONG = "a_method_with_a_name_that_nobody_would_give_it · sft · length_normalised"
 SLACK = 4
@@ -304,6 +308,31 @@ def test_labels_are_pushed_apart_and_stay_inside() -> None:
     assert all(above - below >= 0.1 - 1e-12 for above, below in itertools.pairwise(places))
     assert places[0] == pytest.approx(0.9)
     assert places[-1] >= 0.05
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20).map(lambda x: x / 20), st.integers(0, 20).map(lambda y: y / 20)),
+        min_size=1,
+        max_size=12,
+        unique=True,
+    )
+)
+def test_lines_to_names_do_not_cross(points: list[tuple[float, float]]) -> None:
+    heights = [1 - i / 12 for i in range(len(points))]
+    places = uncrossed(points, heights, 1.0)
+    assert sorted(places, reverse=True) == heights
+    ends = [(point, (1.0, place)) for point, place in zip(points, places, strict=True)]
+    assert not any(cross(*one, *other) for one, other in itertools.combinations(ends, 2))
+
+
+def cross(a: Point, b: Point, c: Point, d: Point) -> bool:
+    """Whether the lines from a to b and from c to d meet within both, not only at an end."""
+    return side(a, b, c) * side(a, b, d) < -1e-9 and side(c, d, a) * side(c, d, b) < -1e-9
+
+
+def side(a: Point, b: Point, c: Point) -> float:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
 # ---------------------------------------------------------------- curves

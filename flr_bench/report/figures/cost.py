@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,17 @@ LEAST_SECONDS = 0.1
 LINE = 0.031
 """Height of a label, as a share of the axes of a figure of the usual height."""
 
+WIDE = 2.0
+"""Width of the axes, in heights, about."""
+
 Point = tuple[Row, float, "Difference"]
 
 
 def cost_figure(view: SuiteView, data: str) -> Figure | None:
     """Quality against seconds to train and rank (logarithmic), colour by family, mark by decoding.
 
-    The line joins the rows that no other beats at less cost.  Names stand beside the axes in the order of quality, so
-    that none lies over another.
+    The line joins the rows that no other beats at less cost.  Names stand beside the axes, so that none lies over
+    another, each near the height of its point.
     """
     from matplotlib.figure import Figure
 
@@ -113,7 +117,7 @@ def _head(figure: Figure, view: SuiteView, data: str, *, least: bool) -> None:
 
 
 def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
-    """Labels on the right, best first, pushed apart, each with a thin line to its point."""
+    """Labels on the right, pushed apart, each with a thin line to its point; no two lines cross."""
     from matplotlib.transforms import offset_copy
 
     low, high = axes.get_ylim()
@@ -121,7 +125,10 @@ def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
     # In points: a distance that grew with the axes would change the room that the layout keeps for the names.
     beside = offset_copy(axes.transAxes, axes.get_figure(root=True), x=10, units="points")
     height = min(LINE * 4.4 / max(4.4, 0.2 * len(points) + 1.2) * 1.35, 1 / len(points))
-    for (row, seconds, found), place in zip(points, spaced(wanted, height), strict=True):
+    to_axes = axes.transScale + axes.transLimits
+    ends = to_axes.transform([(max(seconds, LEAST_SECONDS), found.mean) for _, seconds, found in points])
+    places = uncrossed([(float(x), float(y)) for x, y in ends], spaced(wanted, height), WIDE)
+    for (row, seconds, found), place in zip(points, places, strict=True):
         axes.annotate(
             row.label,
             (max(seconds, LEAST_SECONDS), found.mean),
@@ -133,6 +140,23 @@ def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
             arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)},
             zorder=0,
         )
+
+
+def uncrossed(points: Sequence[tuple[float, float]], places: Sequence[float], wide: float) -> list[float]:
+    """The places on the right-hand side, ``x = 1``, divided among the points so that no two lines to them cross.
+
+    Lines of the least total length do not: exchanging the ends of two that cross would shorten them.
+
+    Args:
+        points: in units of the axes.
+        places: heights, as many as points.
+        wide: width of the axes, in heights.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    lengths = [[math.hypot(wide * (1 - x), y - place) for place in places] for x, y in points]
+    _, chosen = linear_sum_assignment(lengths)
+    return [places[int(i)] for i in chosen]
 
 
 def spaced(wanted: Sequence[float], gap: float) -> list[float]:

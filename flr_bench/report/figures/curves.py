@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from flr_bench.report.figures.style import headline, legend_below, looks_by_group
+from flr_bench.report.figures.style import COLOURS, headline, legend_below, looks, looks_by_group
 from flr_bench.report.figures.words import figure_title, sentences
 from flr_bench.report.reading import SuiteView
 from flr_bench.report.training import Fit, fits
@@ -65,7 +65,8 @@ def curves_figure(view: SuiteView, data: str) -> Figure | None:
 class _Block:
     """The panels of one stage over a legend of its own: no more lines are told apart than a stage has.
 
-    A method has one colour, in all stages; what varies it has other dashes and marks.
+    A model has one colour in all stages, as far as the colours go; else a method has one, and what varies it has
+    other dashes and marks.
     """
 
     def __init__(self, stage: str, panels: Mapping[tuple[str, str], list[Fit]]) -> None:
@@ -75,7 +76,10 @@ class _Block:
         drawn_in = Counter(_method(fit) for drawn in panels.values() for fit in drawn)
         methods = [method for method, _ in drawn_in.most_common()]
         models = {_model(fit): _method(fit) for drawn in self.panels.values() for fit in drawn}
-        self.looks = looks_by_group(models, methods)
+        everywhere = list(dict.fromkeys(_model(fit) for drawn in panels.values() for fit in drawn))
+        few = len(everywhere) <= COLOURS
+        chosen = looks(everywhere) if few else looks_by_group(models, methods)
+        self.looks = {model: chosen[model] for model in models}
 
     def lines(self, columns: int) -> int:
         """Lines of panels."""
