@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -58,6 +60,19 @@ def parse_workers(text: str | int) -> int:
     if not str(text).isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"expected a number from 1 on, or auto, found {text}")
     return int(text)
+
+
+def options_of(command: Callable[..., None], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command that takes ``**options`` the options of another one, with some other defaults."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [one.replace(default=defaults.get(one.name, one.default)) for one in signature.parameters.values()]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__annotations__ = {one.name: one.annotation for one in parameters}
+        return function
+
+    return decorate
 
 
 def keep_matplotlib_in(cache: Path) -> None:

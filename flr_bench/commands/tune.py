@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +31,9 @@ from flr_bench.commands.options import (
     Track,
     UntilConverged,
     Workers,
+    keep_matplotlib_in,
 )
+from flr_bench.commands.running import goes_on_later, say
 from flr_bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,15 +112,12 @@ def tune(
     frontend = Frontend(
         lambda total: make_display(total, quiet=quiet, as_json=False),
         lambda: (),
-        say=lambda text: typer.echo(text, err=True),
+        say=say,
         execution=Execution(memory, cell_memory, cell_time, per_gpu, dask, retry),
     )
-    try:
+    with goes_on_later("finished trials are kept"):
         tuning = run_tuning(request, Folders(runs, cache, mlruns, results), workers, frontend)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: finished trials are kept; the same command goes on from there", err=True)
-        raise typer.Exit(130) from None
-    os.environ.setdefault("MPLCONFIGDIR", str(cache.resolve() / "matplotlib"))
+    keep_matplotlib_in(cache)
     folder = results_folder(tuning, results)
     shown = [summarised(study) for study in tuning.studies]
     files = write_tuning(shown, folder, words(tuning))
