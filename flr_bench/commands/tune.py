@@ -138,7 +138,7 @@ def results_folder(tuning: Tuning, results: Path) -> Path:
 
 def mirrored(tuning: Tuning, shown: Sequence[Tuned], mlruns: Path) -> None:
     """Send the studies' trials to MLflow; where it cannot be written, that is one line and no failure."""
-    from flr_bench.tracking import StudyContent, Tracker, TrialContent
+    from flr_bench.tracking import StudyContent, Tracker
 
     suite, metric = tuning.plan.file.suite.version, tuning.plan.file.suite.primary
     studies = [
@@ -150,7 +150,7 @@ def mirrored(tuning: Tuning, shown: Sequence[Tuned], mlruns: Path) -> None:
             study.label,
             study.fit.stage,
             metric,
-            [TrialContent(**vars(point)) for point in tuned.trials],
+            tuned.trials,
         )
         for study, tuned in zip(tuning.studies, shown, strict=True)
     ]
@@ -186,13 +186,14 @@ def effort(request: TuneRequest) -> str:
 
 def summarised(study: Study) -> Tuned:
     """The study as its report needs it."""
-    from flr_bench.report.tuning import TrialPoint, Tuned
+    from flr_bench.report.tuning import Tuned
     from flr_bench.runner.spaces import at
     from flr_bench.runner.studies import importances
+    from flr_bench.tracking import TrialContent
 
     defaults = {name: at(study.base, name) for name in study.space}
     points = [
-        TrialPoint(t.number, t.state, t.value, t.seconds, t.stopped_by, t.cell, {**defaults, **t.params})
+        TrialContent(t.number, t.state, t.value, t.seconds, t.stopped_by, t.cell, {**defaults, **t.params})
         for t in study.trials
     ]
     shares, count = importances(study)

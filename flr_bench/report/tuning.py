@@ -12,34 +12,12 @@ from pathlib import Path
 from flr_bench.report.budgets import BUDGET, PATIENCE, ended_by_budget
 from flr_bench.report.render import Column, Entry, Table, to_latex, to_markdown
 from flr_bench.report.write import make_folder, write_file
+from flr_bench.tracking import TrialContent
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 """Numbers of trials whose expected best the table tells, as far as there are more trials."""
 INTERVAL = 0.8
 """Share of the choices of n trials whose best lies within the interval."""
-
-
-@dataclass(frozen=True)
-class TrialPoint:
-    """One trial, as the report needs it.
-
-    Attributes:
-        number: from 0, the default.
-        state: ``"complete"``, ``"pruned"`` or ``"failed"``.
-        value: best on valid after any epoch; of a pruned trial before it was ended; ``None`` where the fit failed.
-        seconds: of training, with the fits that it builds on.
-        stopped_by: what ended training.
-        cell: hash of its fit.
-        params: the tuned parameters by dotted name, the default's too.
-    """
-
-    number: int
-    state: str
-    value: float | None
-    seconds: float
-    stopped_by: str
-    cell: str
-    params: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -60,7 +38,7 @@ class Tuned:
     stage: str
     patient: bool
     parameters: int
-    trials: tuple[TrialPoint, ...]
+    trials: tuple[TrialContent, ...]
     importances: Mapping[str, float]
     importance_trials: int
 

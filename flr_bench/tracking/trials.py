@@ -21,16 +21,16 @@ _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 @dataclass(frozen=True)
 class TrialContent:
-    """A trial in MLflow's terms.
+    """A trial, for MLflow and for tables.
 
     Attributes:
         number: from 0, the suite's own parameters.
         state: ``"complete"``, ``"pruned"`` or ``"failed"``.
-        value: the metric on valid; ``None`` where the fit failed.
-        seconds: of training.
+        value: best on valid after any epoch; of a pruned trial before it was ended; ``None`` where the fit failed.
+        seconds: of training, with the fits that it builds on.
         stopped_by: what ended training.
         cell: hash of its fit.
-        params: the tuned parameters by dotted name.
+        params: the tuned parameters by dotted name, the default's too.
     """
 
     number: int

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flr_bench.report.tuning import TrialPoint, Tuned, TuningWords, best_interval, write_tuning
+from flr_bench.report.tuning import Tuned, TuningWords, best_interval, write_tuning
+from flr_bench.tracking import TrialContent
 
 WORDS = TuningWords("tuning-main-cpu", "main@1, profile cpu", "ndcg@10", "Equal trials: 6.", "500 valid examples", 3)
 STATES = ("complete", "complete", "failed", "pruned", "complete", "complete")
@@ -16,7 +17,7 @@ STATES = ("complete", "complete", "failed", "pruned", "complete", "complete")
 
 def study(method: str, values: list[float], **changes: object) -> Tuned:
     points = tuple(
-        TrialPoint(
+        TrialContent(
             number,
             state,
             None if state == "failed" else values[number],

@@ -80,10 +80,9 @@ def test_a_database_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypat
 
 def test_tune_sends_its_studies_as_its_report_has_them(mlruns: Path) -> None:
     from flr_bench.commands.tune import mirrored
-    from flr_bench.report.tuning import TrialPoint, Tuned
+    from flr_bench.report.tuning import Tuned
 
-    points = tuple(TrialPoint(**vars(trial)) for trial in TRIALS)
-    shown = Tuned("ml-100k", "flr", "rl", True, 2, points, {}, 0)
+    shown = Tuned("ml-100k", "flr", "rl", True, 2, tuple(TRIALS), {}, 0)
     study = SimpleNamespace(
         storage=SimpleNamespace(study_name="ml-100k flr 0123"),
         data="ml-100k",
