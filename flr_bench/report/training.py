@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from flr_bench.report.captions import caption, missing_notes
 from flr_bench.report.reading import Cell, Row, SeedValues, SuiteView
@@ -19,7 +20,7 @@ class Fit:
     """One trained stage over its seeds, whichever rows use it.
 
     Attributes:
-        label: the first row's label, cut down to this stage.
+        label: the first row's label, cut down to this stage, and to what all rows of the model call it.
         row: that row.
         hashes: one fit cell per seed, in the order of seeds.
         cells: those that are finished.
@@ -37,31 +38,41 @@ class Fit:
 
 def fits(view: SuiteView, data: str) -> list[Fit]:
     """Every trained stage of a suite once, in the order of rows and stages."""
-    found: dict[tuple[str, ...], Fit] = {}
+    using: dict[tuple[str, ...], list[tuple[Row, int]]] = {}
     for row in view.rows_on(data):
         refs = [row.cells[data][seed] for seed in row.seeds(data)]
         for position in range(max((len(r.fits) for r in refs), default=0)):
             hashes = tuple(dict.fromkeys(r.fits[position] for r in refs if position < len(r.fits)))
-            if hashes in found:
-                continue
-            cells = tuple(c for c in (view.store.cell(h) for h in hashes) if c is not None)
-            found[hashes] = Fit(_fit_label(row, cells, position), row, hashes, cells)
-    return _told_apart(list(found.values()))
+            using.setdefault(hashes, []).append((row, position))
+    found = []
+    for hashes, rows in using.items():
+        cells = tuple(c for c in (view.store.cell(h) for h in hashes) if c is not None)
+        row, position = rows[0]
+        found.append(Fit(_fit_label(row, _model_name([row for row, _ in rows]), cells, position), row, hashes, cells))
+    return _told_apart(found)
 
 
-def _fit_label(row: Row, cells: Sequence[Cell], position: int) -> str:
+def _model_name(rows: Sequence[Row]) -> str:
+    """What the rows of one model have in common: ``flr`` of ``flr, 5 beams`` and ``flr, exact``; else the first's."""
+    first, *rest = rows[0].trained_label.split(" · ")
+    heads = [row.trained_label.split(" · ")[0].split(", ") for row in rows]
+    common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*heads, strict=False))]
+    return " · ".join([", ".join(common) or first, *rest])
+
+
+def _fit_label(row: Row, name: str, cells: Sequence[Cell], position: int) -> str:
     inputs = cells[0].inputs if cells else {}
     method = str(inputs.get("method", row.method))
     stage = str(inputs.get("stage", row.stages[position] if position < len(row.stages) else ""))
     if method != row.method:
         return method
     if stage not in row.stages:
-        return row.trained_label
+        return name
     stages = "+".join(row.stages)
     earlier = "+".join(row.stages[: row.stages.index(stage) + 1])
-    parts = row.trained_label.split(" · ")
+    parts = name.split(" · ")
     if stages not in parts:
-        return f"{row.trained_label} ({stage})" if len(row.stages) > 1 else row.trained_label
+        return f"{name} ({stage})" if len(row.stages) > 1 else name
     return " · ".join(earlier if part == stages else part for part in parts)
 
 

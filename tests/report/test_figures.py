@@ -24,6 +24,7 @@ from flr_bench.report.figures.cost import pareto_front, spaced, uncrossed
 from flr_bench.report.figures.differences import is_shown
 from flr_bench.report.figures.style import figure_style, looks, looks_by_group
 from flr_bench.report.reading import SuiteView
+from flr_bench.report.training import fits
 from tests.report.figure_stores import (
     DATA,
     WIDTHS,
@@ -335,7 +336,20 @@ def side(a: Point, b: Point, c: Point) -> float:
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
+def test_of_many_rows_those_on_the_front_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flr_bench.report.figures.cost.MOST_NAMES", len(MAIN.rows) - 1)
+    figure = draw(view_of(write_store(tmp_path, MAIN), "main"), "cost")
+    named = figure.axes[0].texts
+    assert 0 < len(named) < len(MAIN.rows)
+    assert {text.get_fontweight() for text in named} == {"bold"}
+    assert "only those on the line are named" in headline_of(figure)
+
+
 # ---------------------------------------------------------------- curves
+def test_a_model_is_called_by_what_its_rows_share(tmp_path: Path) -> None:
+    assert {fit.label.partition(" [")[0] for fit in fits(view_of(search_store(tmp_path), "decoding"), DATA)} == {"flr · sft"}
+
+
 def test_curves_show_loss_penalties_and_reward_of_each_stage(tmp_path: Path) -> None:
     store = write_store(tmp_path, SyntheticSuite(rows=MAIN_ROWS[17:18], seeds=(0, 1), contrasts=()))
     for path in (store / "cells").glob("*/metrics.json"):

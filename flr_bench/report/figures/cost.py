@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS = 0.1
 """What takes less stands here: a logarithmic axis has no room for next to nothing."""
+MOST_NAMES = 36
+"""Beside more names than this nobody finds a point's."""
 LINE = 0.031
 """Height of a label, as a share of the axes of a figure of the usual height."""
 
@@ -35,15 +37,18 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
     """Quality against seconds to train and rank (logarithmic), colour by family, mark by decoding.
 
     The line joins the rows that no other beats at less cost.  Names stand beside the axes, so that none lies over
-    another, each near the height of its point.
+    another, each near the height of its point; of many rows only those on the line have one.
     """
     from matplotlib.figure import Figure
 
     points = sorted(_cost_points(view, data), key=lambda point: -point[2].mean)
     if not points:
         return None
-    longest = max(len(row.label) for row, *_ in points)
-    figure = Figure(figsize=(6.4 + 0.07 * longest, max(4.4, 0.2 * len(points) + 1.2)), layout="constrained")
+    front = pareto_front([(seconds, found.mean, row.label) for row, seconds, found in points])
+    on_front = {label for *_, label in front}
+    named = points if len(points) <= MOST_NAMES else [point for point in points if point[0].label in on_front]
+    longest = max(len(row.label) for row, *_ in named)
+    figure = Figure(figsize=(6.4 + 0.07 * longest, max(4.4, 0.2 * len(named) + 1.2)), layout="constrained")
     axes = figure.subplots()
     families = looks(list(dict.fromkeys(row.family for row, *_ in _cost_points(view, data))))
     marks = marks_of(decodings_of(view.rows))
@@ -52,7 +57,6 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
         x = max(seconds, LEAST_SECONDS)
         axes.errorbar(x, found.mean, yerr=spread_of(found), fmt="none", ecolor=look["color"], lw=0.8, alpha=0.45)
         axes.plot(x, found.mean, ms=6, mec="white", mew=0.6, linestyle="none", zorder=3, **look)
-    front = pareto_front([(seconds, found.mean, row.label) for row, seconds, found in points])
     axes.plot(
         [max(x, LEAST_SECONDS) for x, *_ in front],
         [y for _, y, _ in front],
@@ -63,10 +67,11 @@ def cost_figure(view: SuiteView, data: str) -> Figure | None:
     )
     axes.set_xscale("log")
     plain_log_ticks(axes)
-    _names(axes, points, {label for *_, label in front})
+    _names(axes, named, on_front)
     axes.set_xlabel("seconds to train and rank")
     axes.set_ylabel(f"{metric_title(view.primary)}, 95 % interval")
-    _head(figure, view, data, least=min(seconds for _, seconds, _ in points) < LEAST_SECONDS)
+    least = min(seconds for _, seconds, _ in points) < LEAST_SECONDS
+    _head(figure, view, data, least=least, all_named=len(named) == len(points))
     by_family = {name: {"color": look["color"], "marker": "o", "linestyle": "none"} for name, look in families.items()}
     by_mark = {
         name or "no decoding": {"color": "0.3", "marker": mark, "linestyle": "none"} for name, mark in marks.items()
@@ -110,9 +115,12 @@ def _cost_points(view: SuiteView, data: str) -> Iterator[Point]:
             yield row, seconds, found
 
 
-def _head(figure: Figure, view: SuiteView, data: str, *, least: bool) -> None:
-    what = "Seconds are means over seeds, without what is prepared once for all rows."
-    below = f"{what} What takes less than {LEAST_SECONDS:g} s stands there." if least else what
+def _head(figure: Figure, view: SuiteView, data: str, *, least: bool, all_named: bool) -> None:
+    below = sentences(
+        "Seconds are means over seeds, without what is prepared once for all rows.",
+        f"What takes less than {LEAST_SECONDS:g} s stands there." if least else "",
+        "" if all_named else "Of so many rows only those on the line are named.",
+    )
     headline(figure, figure_title(view, data), below, gap_sentence(gaps(view, _competing(view, data), data)))
 
 
