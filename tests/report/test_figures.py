@@ -347,7 +347,9 @@ def test_of_many_rows_those_on_the_front_are_named(tmp_path: Path, monkeypatch: 
 
 # ---------------------------------------------------------------- curves
 def test_a_model_is_called_by_what_its_rows_share(tmp_path: Path) -> None:
-    assert {fit.label.partition(" [")[0] for fit in fits(view_of(search_store(tmp_path), "decoding"), DATA)} == {"flr · sft"}
+    assert {fit.label.partition(" [")[0] for fit in fits(view_of(search_store(tmp_path), "decoding"), DATA)} == {
+        "flr · sft"
+    }
 
 
 def test_curves_show_loss_penalties_and_reward_of_each_stage(tmp_path: Path) -> None:
@@ -386,6 +388,8 @@ def test_what_varies_a_method_has_its_colour_and_dashes_of_its_own() -> None:
     assert len({(look["linestyle"], look["marker"]) for look in found.values()}) == 3
     alone = looks_by_group({"b": "y", "b, changed": "y"}, ["x", "y"])
     assert alone == looks(["b", "b, changed"]), "a colour for one group alone would say nothing"
+    many = looks_by_group({"a": "x", **{f"b {i}": "y" for i in range(32)}}, ["x", "y"])
+    assert len({(look["color"], look["linestyle"], look["marker"]) for look in many.values()}) == 33
 
 
 def test_missing_fits_are_named(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def curves_figure(view: SuiteView, data: str) -> Figure | None:
 class _Block:
     """The panels of one stage over a legend of its own: no more lines are told apart than a stage has.
 
-    A model has one colour in all stages, as far as the colours go; else a method has one, and what varies it has
-    other dashes and marks.
+    A model looks alike in all stages.  Of many models of several methods each method has a colour, and what varies it
+    has other dashes and marks.
     """
 
     def __init__(self, stage: str, panels: Mapping[tuple[str, str], list[Fit]]) -> None:
@@ -77,8 +77,8 @@ class _Block:
         methods = [method for method, _ in drawn_in.most_common()]
         models = {_model(fit): _method(fit) for drawn in self.panels.values() for fit in drawn}
         everywhere = list(dict.fromkeys(_model(fit) for drawn in panels.values() for fit in drawn))
-        few = len(everywhere) <= COLOURS
-        chosen = looks(everywhere) if few else looks_by_group(models, methods)
+        grouped = len(everywhere) > COLOURS and len(methods) > 2
+        chosen = looks_by_group(models, methods) if grouped else looks(everywhere)
         self.looks = {model: chosen[model] for model in models}
 
     def lines(self, columns: int) -> int:

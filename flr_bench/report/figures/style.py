@@ -118,7 +118,8 @@ def looks_by_group(names: Mapping[str, str], groups: Sequence[str]) -> dict[str,
     colours, seen, found = looks(groups), dict.fromkeys(groups, 0), {}
     for name, group in names.items():
         step, start = seen[group], groups.index(group)
-        marks = {"marker": MARKERS[(start + step) % len(MARKERS)], "linestyle": DASHES[step % len(DASHES)]}
+        dashes = DASHES[(step + step // len(MARKERS)) % len(DASHES)]
+        marks = {"marker": MARKERS[(start + step) % len(MARKERS)], "linestyle": dashes}
         found[name] = {"color": colours[group]["color"], **marks}
         seen[group] += 1
     return found
