@@ -286,7 +286,7 @@ NOMINAL = {"5 %", "95 %", "100 %"}
 
 def test_numbers_are_those_of_the_files_that_they_link() -> None:
     checked = 0
-    for page in PAGES:
+    for page in (*PAGES, ROOT / "README.md"):
         for value, target in NUMBER.findall(page.read_text(encoding="utf-8")):
             held = (page.parent / target).resolve()
             assert held.is_relative_to(ROOT / "results"), f"{page.name}: {value} is not of results/"

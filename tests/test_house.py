@@ -266,7 +266,7 @@ def publish(root: Path, suite: str, data: str, *rows: str, **more: str) -> Path:
     described = [{"label": label, "control": "noise" if label == "control" else None} for label in labels]
     manifest = {"suite": f"{suite}@1", "order": [data], "seeds": [0, 1], "rows": described, **more}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "main.csv").write_text("\n".join(["method,ndcg@10,ndcg@10_sd", *rows]))
+    (folder / "main.csv").write_text("\n".join(["data,method,ndcg@10,ndcg@10_sd", *(f"{data},{row}" for row in rows)]))
     return folder
 
 

@@ -27,7 +27,7 @@ SEARCHED, BEAMS = "flr · sft+rl", "10"
 def results() -> str:
     """Suite main's primary metric on every data set published, its figure, and what beam search misses."""
     published = [path.parent for path in sorted(ROOT.glob(f"results/*/{RESULTS.name}/manifest.json"))]
-    columns = [column for folder in published if (column := Column.read(folder)) is not None]
+    columns = [column for folder in published for column in Column.read(folder)]
     if not columns:
         return ""
     figures = [path.relative_to(ROOT) for path in sorted((ROOT / RESULTS / "figures").glob("quality*.png"))]
@@ -53,20 +53,18 @@ class Column:
     values: dict[str, tuple[float, str]]
 
     @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """Read one published folder; None if it is of another suite."""
+    def read(cls, folder: Path) -> list[Self]:
+        """The data sets of one published folder; none if it is of another suite."""
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if RESULTS.parent.name not in (manifest["suite"].partition("@")[0], manifest.get("variant_of")):
-            return None
+            return []
         controls = {row["label"] for row in manifest["rows"] if row["control"]}
-        rows = csv.DictReader((folder / "main.csv").read_text(encoding="utf-8").splitlines())
-        values = {
-            row["method"]: (float(row[METRIC]), row[f"{METRIC}_sd"])
-            for row in rows
-            if row["method"] not in controls and row[METRIC]
-        }
-        (data,) = manifest["order"]
-        return cls(data, folder.relative_to(ROOT), len(manifest["seeds"]), values)
+        values: dict[str, dict[str, tuple[float, str]]] = {data: {} for data in manifest["order"]}
+        for row in csv.DictReader((folder / "main.csv").read_text(encoding="utf-8").splitlines()):
+            if row["method"] not in controls and row[METRIC]:
+                values[row["data"]][row["method"]] = (float(row[METRIC]), row[f"{METRIC}_sd"])
+        where, seeds = folder.relative_to(ROOT), len(manifest["seeds"])
+        return [cls(data, where, seeds, found) for data, found in values.items()]
 
     def cell(self, label: str) -> str:
         """The value of one row as text; the best is bold."""

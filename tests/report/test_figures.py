@@ -321,7 +321,7 @@ def test_labels_are_pushed_apart_and_stay_inside() -> None:
 )
 def test_lines_to_names_do_not_cross(points: list[tuple[float, float]]) -> None:
     heights = [1 - i / 12 for i in range(len(points))]
-    places = uncrossed(points, heights, 1.0)
+    places = uncrossed(points, heights)
     assert sorted(places, reverse=True) == heights
     ends = [(point, (1.0, place)) for point, place in zip(points, places, strict=True)]
     assert not any(cross(*one, *other) for one, other in itertools.combinations(ends, 2))

@@ -240,6 +240,10 @@ def test_published_suites_still_ask_for_the_published_cells(suite: str, tmp_path
     assert compared >= len(published["rows"])
 
 
+def test_what_is_published_is_compared() -> None:
+    assert {"main", "ablations", "factors", "steps", "robustness", "decoding", "thoughts"} <= set(PUBLISHED)
+
+
 def test_a_fit_under_a_share_shares_it_with_all_that_it_builds_on(make: Callable[..., Plan]) -> None:
     plan = make(SHARES)
     prepared = {c.hash: c.train_share for c in plan.cells if isinstance(c, PrepareCell)}

@@ -27,9 +27,6 @@ MOST_NAMES = 36
 LINE = 0.031
 """Height of a label, as a share of the axes of a figure of the usual height."""
 
-WIDE = 2.0
-"""Width of the axes, in heights, about."""
-
 Point = tuple[Row, float, "Difference"]
 
 
@@ -125,7 +122,7 @@ def _head(figure: Figure, view: SuiteView, data: str, *, least: bool, all_named:
 
 
 def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
-    """Labels on the right, pushed apart, each with a thin line to its point; no two lines cross."""
+    """Labels on the right, pushed apart, each with a thin line to its point, disentangled."""
     from matplotlib.transforms import offset_copy
 
     low, high = axes.get_ylim()
@@ -135,7 +132,7 @@ def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
     height = min(LINE * 4.4 / max(4.4, 0.2 * len(points) + 1.2) * 1.35, 1 / len(points))
     to_axes = axes.transScale + axes.transLimits
     ends = to_axes.transform([(max(seconds, LEAST_SECONDS), found.mean) for _, seconds, found in points])
-    places = uncrossed([(float(x), float(y)) for x, y in ends], spaced(wanted, height), WIDE)
+    places = uncrossed([(float(x), float(y)) for x, y in ends], spaced(wanted, height))
     for (row, seconds, found), place in zip(points, places, strict=True):
         axes.annotate(
             row.label,
@@ -150,19 +147,19 @@ def _names(axes: Axes, points: Sequence[Point], front: set[str]) -> None:
         )
 
 
-def uncrossed(points: Sequence[tuple[float, float]], places: Sequence[float], wide: float) -> list[float]:
+def uncrossed(points: Sequence[tuple[float, float]], places: Sequence[float]) -> list[float]:
     """The places on the right-hand side, ``x = 1``, divided among the points so that no two lines to them cross.
 
-    Lines of the least total length do not: exchanging the ends of two that cross would shorten them.
+    Lines of the least total length do not: exchanging the ends of two that cross would shorten them.  Nor do they once
+    the axes are stretched, which turns lines into lines.
 
     Args:
         points: in units of the axes.
         places: heights, as many as points.
-        wide: width of the axes, in heights.
     """
     from scipy.optimize import linear_sum_assignment
 
-    lengths = [[math.hypot(wide * (1 - x), y - place) for place in places] for x, y in points]
+    lengths = [[math.hypot(1 - x, y - place) for place in places] for x, y in points]
     _, chosen = linear_sum_assignment(lengths)
     return [places[int(i)] for i in chosen]
 
