@@ -209,6 +209,14 @@ def test_one_place_imports_what_one_place_may_import(package: str, only: str) ->
     assert not [user for user in users if not user.startswith(only)]
 
 
+@pytest.mark.parametrize("package", ["data", "runner", "tracking"])
+def test_a_package_of_many_modules_lists_each_once(package: str) -> None:
+    folder = ROOT / "flr_bench" / package
+    listed = re.findall(r"``(\w+)``", ast.get_docstring(ast.parse(read(f"flr_bench/{package}/__init__.py"))) or "")
+    found = {path.stem for path in folder.iterdir() if not path.name.startswith("_") and path.suffix in ("", ".py")}
+    assert sorted(listed) == sorted(found)
+
+
 def imported_by_name(path: Path) -> list[str]:
     """First pieces of text given to ``import_module`` or ``__import__``."""
     found = []
